@@ -1,0 +1,37 @@
+"""The one place that reads environment variables.
+
+PREBLE_HOME    folder for everything that is fetched once and kept (models, compiled programs);
+               default: `preble-jax` in the platform's cache folder
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Folder for what is fetched once and kept; it need not exist yet."""
+    home = os.environ.get("PREBLE_HOME")
+    if home:
+        return Path(home).expanduser().absolute()
+    return _platform_cache_dir() / "preble-jax"
+
+
+def child_environment(overrides: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with some variables set, for a process about to be started."""
+    return {**os.environ, **overrides}
+
+
+def _platform_cache_dir() -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return Path(local) if local else Path.home() / "AppData" / "Local"
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    if xdg and Path(xdg).is_absolute():  # the XDG specification: a relative path is to be ignored
+        return Path(xdg)
+    return Path.home() / ".cache"
