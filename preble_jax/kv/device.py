@@ -1,0 +1,37 @@
+"""The device arrays behind the page pool: every layer's pages, and how many of them fit."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kernels_pallas import PageLayout
+from preble_jax.config import KVSettings
+from preble_jax.errors import ConfigError
+
+_GIB = 1 << 30
+
+
+def num_pages_for(settings: KVSettings, bytes_per_page: int) -> int:
+    """`settings.num_pages`, or as many as `settings.memory_gib` holds. bytes_per_page: all layers, one device's share."""
+    num_pages = settings.num_pages or int(settings.memory_gib * _GIB) // bytes_per_page
+    if num_pages < 2:
+        raise ConfigError(
+            f"kv: expected room for at least 2 pages of {bytes_per_page} bytes, got num_pages={settings.num_pages}, "
+            f"memory_gib={settings.memory_gib}; raise one of them"
+        )
+    return num_pages
+
+
+def pages_sharding(mesh: Mesh, heads: str | None) -> NamedSharding:
+    """Key heads are split over mesh axis `heads` (None: every device holds them all)."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * PageLayout.HEAD_AXIS, heads))
+
+
+def allocate_pages(layout: PageLayout, num_layers: int, sharding: NamedSharding) -> tuple[jax.Array, ...]:
+    """Zeroed pages for each layer, made where they stay."""
+    make = jax.jit(partial(jnp.zeros, layout.shape, layout.storage_dtype), out_shardings=sharding)
+    return tuple(make() for _ in range(num_layers))

@@ -1,0 +1,47 @@
+"""A group's KV events, numbered: what the global scheduler learns about this group's radix tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from preble_jax.kv.events import BlocksStored, EventBatch, KVEvent, Snapshot
+from preble_jax.kv.radix import Node
+
+
+class EventLog:
+    """Collects events until they are taken. `generation` grows with each restart of the group."""
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        self._first_seq = 0
+        self._events: list[KVEvent] = []
+
+    def append(self, event: KVEvent) -> None:
+        self._events.append(event)
+
+    def take(self) -> EventBatch | None:
+        """All events since the last call, None if there were none."""
+        if not self._events:
+            return None
+        batch = EventBatch(self.generation, self._first_seq, tuple(self._events))
+        self._first_seq += len(self._events)
+        self._events = []
+        return batch
+
+    def snapshot(self, nodes: Iterable[Node]) -> Snapshot:
+        """The whole tree; `nodes` come parents first. Events not taken yet are part of it and are dropped."""
+        self.take()
+        stored: list[BlocksStored] = []
+        chain: list[bytes] = []
+        parent: bytes | None = None
+        for node in nodes:
+            node_parent = node.parent.block_hash if node.parent else None
+            if chain and node_parent != chain[-1]:
+                stored.append(BlocksStored(tuple(chain), parent))
+                chain = []
+            if not chain:
+                parent = node_parent
+            chain.append(node.block_hash)
+        if chain:
+            stored.append(BlocksStored(tuple(chain), parent))
+        return Snapshot(self.generation, self._first_seq, tuple(stored))
