@@ -1,0 +1,1 @@
+"""Offline inference: the engine in the caller's process, no network."""

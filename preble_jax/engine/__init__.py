@@ -1,0 +1,1 @@
+"""One device group: plan -> arrays -> run -> settle."""

@@ -1,0 +1,99 @@
+"""The next token of each sequence, on the device.
+
+A row's token depends on its logits, its settings, its seed and how many tokens it has made so far, and on nothing else
+in the batch: the same prompt and seed give the same tokens whatever runs beside them.
+
+top-k and top-p are thresholds on the logits found by bisection over the bits of a float32 (32 halvings are exact), which
+needs no sort and no size limit on k. Tokens that tie with the last one kept are kept too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_NEVER = -jnp.inf
+_KEY_BITS = 32
+
+
+class SamplingArrays(NamedTuple):
+    """Settings of R rows. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 keep everything.
+
+    temperature, top_p, min_p [R] float32; top_k, num_made [R] int32 (tokens the request has made); seed [R] uint32.
+    """
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    seed: jax.Array
+    num_made: jax.Array
+
+    @classmethod
+    def greedy(cls, rows: int) -> SamplingArrays:
+        """Host arrays to be filled in row by row."""
+        return cls(  # type: ignore[arg-type]
+            temperature=np.zeros(rows, np.float32),
+            top_k=np.zeros(rows, np.int32),
+            top_p=np.ones(rows, np.float32),
+            min_p=np.zeros(rows, np.float32),
+            seed=np.zeros(rows, np.uint32),
+            num_made=np.zeros(rows, np.int32),
+        )
+
+
+def sample(logits: jax.Array, settings: SamplingArrays) -> tuple[jax.Array, jax.Array]:
+    """logits [R, V] float32 -> token ids [R] int32 and their log-probabilities [R] (natural, before temperature)."""
+    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    tokens = jax.lax.cond(
+        jnp.any(settings.temperature > 0.0), lambda: _sample_random(logits, settings, greedy), lambda: greedy
+    )
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _sample_random(logits: jax.Array, settings: SamplingArrays, greedy: jax.Array) -> jax.Array:
+    random = settings.temperature > 0.0
+    scaled = logits / jnp.where(random, settings.temperature, 1.0)[:, None]
+    limited = (settings.top_k > 0) | (settings.top_p < 1.0) | (settings.min_p > 0.0)
+    scaled = jax.lax.cond(jnp.any(limited & random), lambda: _keep_likely(scaled, settings), lambda: scaled)
+
+    def noise(seed: jax.Array, num_made: jax.Array) -> jax.Array:
+        return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), num_made), (logits.shape[1],), jnp.float32)
+
+    drawn = jnp.argmax(scaled + jax.vmap(noise)(settings.seed, settings.num_made), axis=-1).astype(jnp.int32)
+    return jnp.where(random, drawn, greedy)
+
+
+def _keep_likely(scaled: jax.Array, settings: SamplingArrays) -> jax.Array:
+    """Applies top-k, then top-p to what is left (renormalised), then min-p; dropped tokens become -inf."""
+    vocab = scaled.shape[1]
+    top_k = jnp.where(settings.top_k > 0, jnp.minimum(settings.top_k, vocab), vocab)
+    keys = _sortable(scaled)
+    kept = keys >= _threshold(keys, jnp.ones_like(scaled), top_k.astype(jnp.float32))[:, None]
+    weights = jnp.where(kept, jnp.exp(scaled - scaled.max(axis=-1, keepdims=True)), 0.0)
+    nucleus = keys >= _threshold(keys, weights, settings.top_p * weights.sum(axis=-1))[:, None]
+    kept &= nucleus | (settings.top_p >= 1.0)[:, None]
+    kept &= weights >= settings.min_p[:, None]  # weights are relative to the most likely token
+    return jnp.where(kept, scaled, _NEVER)
+
+
+def _sortable(x: jax.Array) -> jax.Array:
+    """float32 -> uint32 in the same order."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits & sign, ~bits, bits | sign)
+
+
+def _threshold(keys: jax.Array, weights: jax.Array, wanted: jax.Array) -> jax.Array:
+    """The greatest key per row such that the tokens at or above it weigh at least `wanted` [R]."""
+
+    def add_bit(i: jax.Array, found: jax.Array) -> jax.Array:
+        tried = found | (jnp.uint32(1) << (_KEY_BITS - 1 - i).astype(jnp.uint32))
+        weight = jnp.where(keys >= tried[:, None], weights, 0.0).sum(axis=-1)
+        return jnp.where(weight >= wanted, tried, found)
+
+    return jax.lax.fori_loop(0, _KEY_BITS, add_bit, jnp.zeros(keys.shape[0], jnp.uint32))

@@ -1,0 +1,280 @@
+"""A device group's scheduler: who runs in the next step, with how many tokens, on which pages.
+
+    plan = scheduler.schedule(now)      # a StepPlan, or None when nothing can run
+    outputs = scheduler.settle(plan, tokens, logprobs, now)
+
+A machine of events: no clock, no thread, no device. Order of business in `schedule`: running sequences that decode get
+their slot (preempting the latest arrivals when pages run out), running prompts continue with the step's token budget,
+then waiting requests are admitted in the order the queue policy proposes.
+
+A request whose next page another running request is about to compute waits for that page instead of computing it again.
+Nothing can wait forever: whoever computes runs until it commits, and gives the pages up when it ends or is preempted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+
+from preble_jax.errors import InvalidRequestError, InvariantError, OverloadedError
+from preble_jax.kv.prefix_cache import PrefixCache
+from preble_jax.request import FinishReason, Request, RequestOutput
+from preble_jax.sched.limits import StepLimits
+from preble_jax.sched.queues.base import QueuePolicy
+from preble_jax.sched.sequence import PlannedRow, Sequence, StepPlan
+
+
+class LocalScheduler:
+    """State of all requests of one device group. Requests end exactly once, with one output whose `finished` is true."""
+
+    def __init__(self, limits: StepLimits, cache: PrefixCache, queue: QueuePolicy) -> None:
+        self.limits = limits
+        self.cache = cache
+        self.queue = queue
+        self.running: list[Sequence] = []  # by order of arrival
+        self._sequences: dict[str, Sequence] = {}
+        self._computing: dict[bytes, Sequence] = {}  # prompt pages that a running sequence is about to commit
+        self._num_arrived = 0
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0  # of admitted requests, each counted once
+        self.num_cached_tokens = 0  # those of them that pages held
+
+    # -- requests come and go -------------------------------------------------------------------------------------
+
+    def add(self, request: Request, now: float, seed: int = 0) -> None:
+        """Queues a request. Raises, with nothing changed, if it can never run or the queue is full."""
+        self.limits.check(request)
+        if request.request_id in self._sequences:
+            raise InvalidRequestError(f"request_id: expected a new one, got {request.request_id!r}, which is still running")
+        if len(self.queue) >= self.limits.max_waiting:
+            raise OverloadedError(f"the queue is full: {len(self.queue)} requests wait, at most {self.limits.max_waiting} may")
+        sequence = Sequence(request, self._num_arrived, self.cache.page_size, now, seed)
+        self._num_arrived += 1
+        self._sequences[request.request_id] = sequence
+        self.queue.add(sequence)
+
+    def cancel(self, request_id: str, reason: FinishReason = "cancelled") -> RequestOutput | None:
+        """Ends a request now; its pages are free when this returns. None if it has ended already."""
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return None
+        return self._end(sequence, reason)
+
+    def expire(self, now: float) -> list[RequestOutput]:
+        """Ends the requests whose deadline has passed."""
+        late = [s for s in self._sequences.values() if s.request.deadline_s is not None and s.request.deadline_s <= now]
+        return [self._end(sequence, "deadline") for sequence in late]
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.queue)
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._sequences)
+
+    def waiting_tokens(self) -> int:
+        """Tokens the waiting requests bring, cached ones included."""
+        return sum(len(sequence.tokens) for sequence in self.queue)
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def schedule(self, now: float) -> StepPlan | None:
+        """Plans the next step and takes its pages. None: nothing to do."""
+        decode = self._plan_decode()
+        prefill = self._plan_prefill()
+        if not decode and not prefill:
+            if self._sequences:
+                raise InvariantError(f"{len(self._sequences)} requests unfinished, {len(self.queue)} waiting, none can run")
+            return None
+        return StepPlan(tuple(decode), tuple(prefill))
+
+    def settle(self, plan: StepPlan, tokens: Seq[int], logprobs: Seq[float], now: float) -> list[RequestOutput]:
+        """Books a step's results, one token and log-probability a row of `plan.rows`; rows that do not sample ignore theirs."""
+        outputs = []
+        for row, token, logprob in zip(plan.rows, tokens, logprobs, strict=True):
+            sequence = row.sequence
+            if sequence.pages is None:  # it ended or was preempted while the step ran
+                continue
+            sequence.num_computed = row.start + row.num_tokens
+            self._commit(sequence)
+            if row.samples:
+                outputs.append(self._append_token(sequence, int(token), float(logprob)))
+        return outputs
+
+    # -- planning ---------------------------------------------------------------------------------------------------
+
+    def _plan_decode(self) -> list[PlannedRow]:
+        rows: list[PlannedRow] = []
+        for sequence in tuple(self.running):
+            if sequence.pages is None or not sequence.can_decode:
+                continue
+            if self._make_room(sequence):
+                rows.append(PlannedRow.next_of(sequence, 1))
+        return [row for row in rows if row.sequence.pages is not None]
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """A page for the sequence's next token. Preempts the latest arrivals for it; False if it was itself the latest."""
+        while not self._extend_to(sequence, len(sequence.tokens)):
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _plan_prefill(self) -> list[PlannedRow]:
+        rows: list[PlannedRow] = []
+        budget = self.limits.prefill_tokens
+
+        def full() -> bool:
+            return budget == 0 or len(rows) == self.limits.max_prefill_seqs
+
+        for sequence in self.running:
+            if not full() and not sequence.can_decode:
+                rows.append(PlannedRow.next_of(sequence, budget))
+                budget -= rows[-1].num_tokens
+        if full() or not len(self.queue) or len(self.running) == self.limits.max_num_seqs:
+            return rows
+        for sequence in self.queue.candidates(self._cached_tokens):
+            if self._awaits_page(sequence):
+                continue
+            if not self._admit(sequence):
+                break  # pages are short: whoever is first waits first
+            rows.append(PlannedRow.next_of(sequence, budget))
+            budget -= rows[-1].num_tokens
+            if full() or len(self.running) == self.limits.max_num_seqs:
+                break
+        return rows
+
+    def _awaits_page(self, sequence: Sequence) -> bool:
+        hashes = sequence.matchable_hashes()
+        matched = self._matched_pages(sequence)
+        return matched < len(hashes) and hashes[matched] in self._computing
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Pins what is cached and takes pages for the rest of the sequence's tokens. False, and nothing done, if short."""
+        hashes = sequence.matchable_hashes()[: self._matched_pages(sequence)]
+        num_new = self._num_pages(len(sequence.tokens)) - len(hashes)
+        reserve = len(self.running)  # a page for each running sequence, lest admission is followed by preemption
+        if num_new + self.cache.num_evictable_in(hashes) + reserve > self.cache.num_available:
+            return False
+        sequence.pages = self.cache.open(hashes)
+        if not self._extend_to(sequence, len(sequence.tokens)):
+            raise InvariantError(f"admission: {num_new} pages were counted as available and are not")
+        sequence.num_computed = len(hashes) * self.cache.page_size
+        if sequence.num_cached is None:
+            sequence.num_cached = sequence.num_computed
+            self.num_prompt_tokens += sequence.num_prompt
+            self.num_cached_tokens += sequence.num_cached
+        self.queue.admitted(sequence)
+        self.queue.remove(sequence)
+        self._insert_running(sequence)
+        if self.cache.enabled:
+            for block_hash in sequence.hashes()[len(hashes) :]:
+                self._computing.setdefault(block_hash, sequence)
+        return True
+
+    def _insert_running(self, sequence: Sequence) -> None:
+        index = len(self.running)
+        while index and self.running[index - 1].order > sequence.order:
+            index -= 1
+        self.running.insert(index, sequence)
+
+    # -- pages ------------------------------------------------------------------------------------------------------
+
+    def _num_pages(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.cache.page_size)
+
+    def _extend_to(self, sequence: Sequence, num_tokens: int) -> bool:
+        assert sequence.pages is not None
+        missing = self._num_pages(num_tokens) - len(sequence.pages.pages)
+        return missing <= 0 or self.cache.extend(sequence.pages, missing)
+
+    def _matched_pages(self, sequence: Sequence) -> int:
+        if sequence.matched_version != self.cache.tree.version:
+            sequence.matched_pages = self.cache.match(sequence.matchable_hashes())
+            sequence.matched_version = self.cache.tree.version
+        return sequence.matched_pages
+
+    def _cached_tokens(self, sequence: Sequence) -> int:
+        return self._matched_pages(sequence) * self.cache.page_size
+
+    def _commit(self, sequence: Sequence) -> None:
+        assert sequence.pages is not None
+        num_full = sequence.num_computed // self.cache.page_size
+        if num_full == sequence.pages.num_committed or not self.cache.enabled:
+            return
+        hashes = sequence.hashes()[:num_full]
+        first = sequence.pages.num_committed
+        self.cache.commit(sequence.pages, hashes)
+        self._forget_computing(sequence, hashes[first:])
+
+    def _forget_computing(self, sequence: Sequence, hashes: Iterable[bytes]) -> None:
+        for block_hash in hashes:
+            if self._computing.get(block_hash) is sequence:
+                del self._computing[block_hash]
+
+    def _free(self, sequence: Sequence) -> None:
+        if sequence.pages is None:
+            return
+        self._forget_computing(sequence, sequence.hashes()[sequence.pages.num_committed :])
+        self.cache.release(sequence.pages)
+        sequence.pages = None
+        self.running.remove(sequence)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the queue; its tokens are kept and computed again, from whatever pages are still cached then."""
+        self._free(sequence)
+        sequence.num_computed = 0
+        self.num_preemptions += 1
+        self.queue.add(sequence)
+
+    # -- endings ------------------------------------------------------------------------------------------------------
+
+    def _append_token(self, sequence: Sequence, token: int, logprob: float) -> RequestOutput:
+        sequence.tokens.append(token)
+        request = sequence.request
+        reason: FinishReason | None = None
+        if token in request.stop_token_ids:
+            reason = "stop"
+        elif sequence.num_output >= request.sampling.max_tokens or len(sequence.tokens) >= self.limits.max_model_len:
+            reason = "length"
+        output = RequestOutput(
+            request_id=request.request_id,
+            token_ids=[token],
+            logprobs=[logprob] if request.sampling.logprobs else [],
+            finish_reason=reason,
+            cached_tokens=sequence.num_cached or 0,
+        )
+        if reason is not None:
+            self._forget(sequence)
+        return output
+
+    def _end(self, sequence: Sequence, reason: FinishReason) -> RequestOutput:
+        self._forget(sequence)
+        return RequestOutput(
+            request_id=sequence.request.request_id, finish_reason=reason, cached_tokens=sequence.num_cached or 0
+        )
+
+    def _forget(self, sequence: Sequence) -> None:
+        if sequence.pages is None:
+            self.queue.remove(sequence)
+        self._free(sequence)
+        del self._sequences[sequence.request.request_id]
+
+    def validate(self) -> None:
+        """Raises InvariantError if requests, queue, running set and pages do not add up."""
+        self.cache.validate()
+        if len(self.queue) + len(self.running) != len(self._sequences):
+            raise InvariantError(
+                f"requests: {len(self.queue)} waiting + {len(self.running)} running != {len(self._sequences)} unfinished"
+            )
+        for block_hash, sequence in self._computing.items():
+            if sequence.pages is None or self.cache.tree.get(block_hash) is not None:
+                raise InvariantError("a page is expected from a sequence that does not run, or is cached already")
+        held = sum(len(s.pages.pages) - s.pages.num_committed for s in self.running if s.pages is not None)
+        free = self.cache.pool.num_free
+        if free + self.cache.num_cached + held != self.cache.pool.num_pages:
+            raise InvariantError(
+                f"pages: free {free} + cached {self.cache.num_cached} + held by running {held} != {self.cache.pool.num_pages}"
+            )
