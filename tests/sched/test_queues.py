@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preble_jax.config import QueueSettings
+from preble_jax.errors import ConfigError
+from preble_jax.request import Request
+from preble_jax.sampling_params import SamplingParams
+from preble_jax.sched.queues import make_queue
+from preble_jax.sched.queues.fcfs import FCFS
+from preble_jax.sched.queues.priority_groups import PriorityGroups
+from preble_jax.sched.sequence import Sequence
+
+
+def waiting(order, num_tokens=100):
+    request = Request(request_id=str(order), prompt_token_ids=[0] * num_tokens, sampling=SamplingParams())
+    return Sequence(request, order, 16, 0.0, 0)
+
+
+def fill(queue, cached):
+    """One waiting sequence of 100 tokens for each entry of `cached`, in order of arrival."""
+    sequences = [waiting(order) for order in range(len(cached))]
+    for sequence in sequences:
+        queue.add(sequence)
+    return sequences
+
+
+def admit(queue, cached, count):
+    """Admits `count` sequences, as the scheduler does, and returns their orders."""
+    taken = []
+    for sequence in queue.candidates(lambda s: cached[s.order]):
+        queue.admitted(sequence)
+        queue.remove(sequence)
+        taken.append(sequence.order)
+        if len(taken) == count:
+            break
+    return taken
+
+
+def test_63_of_100_cached_tokens_are_group_6_of_10():
+    queue = PriorityGroups(10)
+    assert [queue.group(c, 100) for c in (0, 9, 10, 63, 99, 100)] == [0, 0, 1, 6, 9, 9]
+
+
+def test_55_slots_over_ten_full_groups_go_10_to_the_top_9_to_the_next():
+    queue = PriorityGroups(10)
+    cached = [10 * (i % 10) for i in range(400)]
+    fill(queue, cached)
+    taken = admit(queue, cached, 55)
+    assert Counter(cached[order] // 10 for order in taken) == {group: group + 1 for group in range(10)}
+    for group in range(10):
+        mine = [order for order in taken if cached[order] == 10 * group]
+        assert mine == sorted(mine), "first come, first served within a group"
+
+
+def test_the_proportion_holds_when_slots_come_one_at_a_time():
+    queue = PriorityGroups(10)
+    cached = [10 * (i % 10) for i in range(400)]
+    fill(queue, cached)
+    taken = [admit(queue, cached, 1)[0] for _ in range(55)]
+    assert Counter(cached[order] // 10 for order in taken) == {group: group + 1 for group in range(10)}
+
+
+def test_no_group_starves_behind_a_stream_of_cached_requests():
+    queue = PriorityGroups(10)
+    cold = waiting(0)
+    queue.add(cold)
+    for order in range(1, 12):
+        queue.add(waiting(order))
+    for step in range(30):
+        (taken,) = admit(queue, {i: 0 if i == 0 else 95 for i in range(100)}, 1)
+        if taken == 0:
+            break
+        queue.add(waiting(12 + step))
+    assert taken == 0
+
+
+def test_a_group_that_was_empty_has_saved_up_nothing():
+    queue = PriorityGroups(2)
+    cached = {i: 99 for i in range(100)}
+    for order in range(40):
+        queue.add(waiting(order))
+    admit(queue, cached, 30)
+    for order in range(40, 60):
+        queue.add(waiting(order))
+        cached[order] = 0
+    taken = admit(queue, cached, 9)
+    assert Counter(cached[order] for order in taken)[99] >= 5
+
+
+def test_a_candidate_that_is_passed_over_costs_its_group_nothing():
+    queue = PriorityGroups(10)
+    cached = {0: 95, 1: 95, 2: 0}
+    fill(queue, cached)
+    proposed = [s.order for s in queue.candidates(lambda s: cached[s.order])]
+    assert proposed == [0, 1, 2]
+    assert admit(queue, cached, 1) == [0]
+
+
+@given(st.permutations(range(8)))
+def test_fcfs_goes_by_arrival_even_for_those_that_come_back(orders):
+    queue = FCFS()
+    sequences = {order: waiting(order) for order in orders}
+    for order in orders:
+        queue.add(sequences[order])
+    assert [s.order for s in queue.candidates(lambda s: 0)] == list(range(8))
+    queue.remove(sequences[3])
+    assert [s.order for s in queue] == [0, 1, 2, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority_groups"])
+def test_removing_what_does_not_wait_is_an_error(policy):
+    queue = make_queue(QueueSettings(policy=policy))
+    with pytest.raises(KeyError, match="'0' is not waiting"):
+        queue.remove(waiting(0))
+
+
+def test_unknown_policies_are_refused():
+    with pytest.raises(ConfigError, match="expected fcfs or priority_groups, got 'lifo'"):
+        make_queue(QueueSettings(policy="lifo"))  # type: ignore[arg-type]
