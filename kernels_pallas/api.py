@@ -13,7 +13,10 @@ BACKENDS = ("jnp",)
 
 
 def resolve_backend(name: str, platform: str) -> str:
-    """The backend that serves `platform` ("cpu", "tpu", "gpu") when the setting is `name`. Raises ValueError if unknown."""
+    """The backend that serves `platform` ("cpu", "tpu", "gpu") when the setting is `name`.
+
+    Raises ValueError for a name that is neither "auto" nor a backend's.
+    """
     if name == "auto":
         return "jnp"
     if name not in BACKENDS:
@@ -79,7 +82,7 @@ def paged_attention(
     kv_pages   one layer's pages     made by a `PageLayout`; bfloat16 or float32
     page_table [S, pages_per_seq]    int32; entry j of a row covers keys j * page_size and on
     cu_q_lens  [S + 1]               int32; sequence s owns tokens cu_q_lens[s] : cu_q_lens[s + 1]
-    kv_lens    [S]                   int32; keys of the sequence, its own new ones included: the last query sees them all
+    kv_lens    [S]                   int32; keys of the sequence, its own new ones too: the last query sees all
     num_seqs   [1]                   int32; rows from there on are ignored
 
     num_decode_slots (static): the first so many sequences own exactly one token each, token i being sequence i's; a

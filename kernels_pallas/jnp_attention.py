@@ -142,7 +142,8 @@ def _decode(
         return state.add(q, k, v, visible[:, None, None, :])
 
     num_blocks = (jnp.max(kv_lens) + block_keys - 1) // block_keys
-    return lax.fori_loop(0, num_blocks, add_block, _Softmax.start(q.shape[:3], q.shape[3])).finish()
+    state: _Softmax = lax.fori_loop(0, num_blocks, add_block, _Softmax.start(q.shape[:3], q.shape[3]))
+    return state.finish()
 
 
 def _prefill(

@@ -15,7 +15,10 @@ Dtype = Literal["bfloat16", "float32"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """name: registry name, Hugging Face folder, .gguf file or Orbax folder. max_model_len: 0 takes the model's own context."""
+    """name: registry name, Hugging Face folder, .gguf file or Orbax folder.
+
+    max_model_len: tokens of prompt and output; 0 takes the model's own context.
+    """
 
     name: str = "smollm2-135m-instruct"
     dtype: Dtype = "bfloat16"
@@ -68,8 +71,10 @@ class QueueSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedSettings:
-    """Global placement. Costs are seconds of a device group; the defaults were measured on two CPU cores (docs/architecture.md).
+    """Global placement. Costs are seconds of a device group; the defaults were measured on two CPU cores
+    (docs/architecture.md).
 
+    placement: the policy. "round_robin" ignores prefixes and loads; it is there for comparison.
     window_s: the window H over which history counts.
     imbalance_ratio: IMBAL_R, the share of decode time in a group's load above which it is sent prefill work.
     prefill_base_s + prefill_token_s * tokens: time to compute that many prompt tokens.
@@ -94,6 +99,18 @@ class SchedSettings:
     request_timeout_s: float = 3600.0
     snapshot_retry_s: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("window_s", "group_timeout_s", "optimistic_ttl_s", "request_timeout_s", "snapshot_retry_s"):
+            value = getattr(self, name)
+            if not 0.0 < value < float("inf"):
+                raise ConfigError(f"sched.{name}: expected finite seconds > 0, got {value}")
+        for name in ("prefill_base_s", "prefill_token_s", "decode_token_s", "imbalance_ratio"):
+            value = getattr(self, name)
+            if not 0.0 <= value < float("inf"):
+                raise ConfigError(f"sched.{name}: expected a finite number >= 0, got {value}")
+        if self.max_forest_blocks < 1:
+            raise ConfigError(f"sched.max_forest_blocks: expected at least 1 page, got {self.max_forest_blocks}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@
     ├── NotFoundError                 NOT_FOUND             404   an unknown model, group or request
     ├── CheckpointError               FAILED_PRECONDITION   412   a weight file that is missing, corrupt or truncated
     │   └── ChecksumError             DATA_LOSS             502   bytes that are not the ones that were pinned
-    ├── OverloadedError               RESOURCE_EXHAUSTED    429   the queue is full; `retry_after_s` says when to come back
+    ├── OverloadedError               RESOURCE_EXHAUSTED    429   the queue is full; `retry_after_s` is a hint
     ├── DeadlineError                 DEADLINE_EXCEEDED     504
     ├── CancelledError                CANCELLED             499
     ├── GroupUnavailableError         UNAVAILABLE           503   the device group died, drains, or none is left
-    └── InvariantError                INTERNAL              500   a bug in this project: bookkeeping that does not add up
+    └── InvariantError                INTERNAL              500   a bug of ours: bookkeeping that does not add up
 
 A message says what was expected, what came, and what to do. `grpc_status` is the *name* of the status, so that
 this module needs no gRPC.

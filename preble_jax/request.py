@@ -1,4 +1,4 @@
-"""What goes into a device group and what comes out of it: plain data, shared by engine, scheduler, server and client."""
+"""What goes into a device group and what comes out of it: plain data, shared by engine, schedulers and servers."""
 
 from __future__ import annotations
 

@@ -104,20 +104,19 @@ class LLM:
         """Forgets all cached pages. True unless a request was still running."""
         return self.engine.reset_prefix_cache()
 
-    # -- one batch ------------------------------------------------------------------------------------------------------
+    # -- one batch ---------------------------------------------------------------------------------
 
     def _prompts(self, prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         if isinstance(prompts, str):
             return [prompts]
-        prompts = list(prompts)  # type: ignore[arg-type]
-        if prompts and all(_is_token(p) for p in prompts):
-            return [prompts]  # type: ignore[list-item]
-        for i, prompt in enumerate(prompts):
-            if not isinstance(prompt, str) and not (
-                isinstance(prompt, Sequence) and all(_is_token(token) for token in prompt)
-            ):
+        batch: list[Any] = list(prompts)
+        if batch and all(_is_token(p) for p in batch):
+            return [batch]
+        for i, prompt in enumerate(batch):
+            is_tokens = isinstance(prompt, Sequence) and all(_is_token(token) for token in prompt)
+            if not isinstance(prompt, str) and not is_tokens:
                 raise InvalidRequestError(f"prompt {i}: expected text or a list of token ids, got {prompt!r:.80}")
-        return prompts  # type: ignore[return-value]
+        return batch
 
     def _job(self, prompt: Prompt, sampling: SamplingParams) -> _Job:
         tokenizer = self.tokenizer
@@ -141,7 +140,7 @@ class LLM:
             prompt_token_ids=token_ids,
             logprobs=[] if sampling.logprobs else None,
         )
-        return _Job(request, completed, OutputText(tokenizer, sampling.stop) if tokenizer else None)  # type: ignore[arg-type]
+        return _Job(request, completed, OutputText(tokenizer, sampling.stop) if tokenizer else None)
 
     def _run(self, jobs: list[_Job], show_progress: bool) -> list[CompletedRequest]:
         progress = self._progress if show_progress else NullProgress()

@@ -43,7 +43,7 @@ class ArrayBuilder:
             return np.zeros(size, np.int32)
 
         cu_q_lens = np.minimum(np.arange(shape.num_seqs + 1, dtype=np.int32), shape.num_decode_slots)
-        return StepArrays(  # type: ignore[arg-type]
+        return StepArrays(
             token_ids=zeros(shape.num_tokens),
             positions=zeros(shape.num_tokens),
             slots=np.full(shape.num_tokens, self._no_slot, np.int32),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from preble_jax import env
 from preble_jax.config import Config
-from preble_jax.engine.compile_cache import enable_compile_cache
+from preble_jax.engine.compile_cache import enable_compile_cache, num_compiles
 from preble_jax.engine.runner import ModelRunner, make_mesh
 from preble_jax.kv.prefix_cache import PrefixCache
 from preble_jax.model import registry
@@ -25,11 +25,15 @@ from preble_jax.sched.queues import make_queue
 
 @dataclass
 class EngineCounters:
-    """Since the engine started. step_s: exponential mean of recent steps."""
+    """Since the engine started. step_s: exponential mean of recent steps.
+
+    late_compiles: programs this process compiled after the engine was ready; if the engine's, a defect.
+    """
 
     steps: int = 0
     finished: int = 0
     output_tokens: int = 0
+    late_compiles: int = 0
     step_s: float = 0.0
 
 
@@ -43,6 +47,7 @@ class Engine:
         self.runner = runner
         self.clock = clock
         self.counters = EngineCounters()
+        self._num_compiles = num_compiles()
         self.cache = PrefixCache(
             runner.num_pages, config.kv.page_size, enabled=config.kv.prefix_cache, generation=time.time_ns()
         )
@@ -103,6 +108,7 @@ class Engine:
     def _count(self, outputs: list[RequestOutput], step_s: float) -> None:
         counters = self.counters
         counters.steps += 1
+        counters.late_compiles = num_compiles() - self._num_compiles
         counters.step_s = step_s if counters.steps == 1 else 0.9 * counters.step_s + 0.1 * step_s
         for output in outputs:
             counters.output_tokens += len(output.token_ids)

@@ -13,12 +13,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kernels_pallas import PageLayout, resolve_backend
 from preble_jax.config import Config
 from preble_jax.engine.arrays import ArrayBuilder
 from preble_jax.engine.shapes import StepShape, StepShapes
 from preble_jax.errors import ConfigError
-from preble_jax.kv.device import allocate_pages, num_pages_for, pages_sharding
+from preble_jax.kv.device import allocate_pages, pages_sharding, sized_layout
 from preble_jax.model.config import ModelConfig
 from preble_jax.model.decoder import AttentionCall, Decoder, StepArrays
 from preble_jax.model.params import spec_for
@@ -28,29 +27,28 @@ from preble_jax.sched.sequence import StepPlan
 
 
 class ModelRunner:
-    """Runs step plans on a mesh. `compile` first: a plan whose shape was not compiled is a KeyError, never a compile."""
+    """Runs step plans on a mesh. Call `compile` first: a shape that was not compiled is a KeyError, never a compile."""
 
     def __init__(self, config: Config, model: ModelConfig, params: dict[str, jax.Array], mesh: Mesh) -> None:
         self.mesh = mesh
         self.shapes = StepShapes(config.engine)
-        self.backend = _backend(config.engine.attention, mesh)
+        self._attention = config.engine.attention
         heads = spec_for(("kv_heads",), (model.num_kv_heads,), mesh.shape)[0]
-        layout = PageLayout(
-            num_pages=1,
-            page_size=config.kv.page_size,
+        layout = sized_layout(
+            config.kv,
+            num_layers=model.num_layers,
             num_kv_heads=model.num_kv_heads,
             head_dim=model.head_dim,
             dtype=jnp.dtype(config.model.dtype),
+            num_shards=mesh.shape["tensor"] if heads else 1,
         )
-        shards = mesh.shape["tensor"] if heads else 1
-        self.num_pages = num_pages_for(config.kv, layout.page_bytes * model.num_layers // shards)
+        self.num_pages = layout.num_pages
         capacity = self.num_pages * config.kv.page_size
         self.max_model_len = min(config.model.max_model_len or model.max_position, model.max_position, capacity)
         pages_per_seq = -(-self.max_model_len // config.kv.page_size)
         self._arrays = ArrayBuilder(self.num_pages, config.kv.page_size, pages_per_seq)
-        self._graph, self._state = nnx.split(Decoder(model, params))
-        layout = PageLayout(**{**layout.__dict__, "num_pages": self.num_pages})
-        self._pages = allocate_pages(layout, model.num_layers, pages_sharding(mesh, heads))
+        self._graph, self.params = nnx.split(Decoder(model, params))
+        self.pages = allocate_pages(layout, model.num_layers, pages_sharding(mesh, heads))
         self._steps: dict[StepShape, Any] = {}
 
     def compile(self, progress: Progress) -> None:
@@ -66,22 +64,25 @@ class ModelRunner:
                 task.advance()
 
     def run(self, plan: StepPlan) -> tuple[list[int], list[float]]:
-        """Computes a step. Returns a token and its log-probability for each row of `plan.rows`; waits for the device."""
+        """Computes a step and waits for it. Returns a token and its log-probability for each row of `plan.rows`."""
         shape = self.shapes.fit(plan)
         step, settings = self._arrays.build(plan, shape)
-        self._pages, tokens, logprobs = self._steps[shape](self._state, self._pages, step, settings)
+        self.pages, tokens, logprobs = self._steps[shape](self.params, self.pages, step, settings)
         rows = self._arrays.rows(plan, shape)
         return np.asarray(tokens)[rows].tolist(), np.asarray(logprobs)[rows].tolist()
 
     def _compile(self, shape: StepShape) -> Any:
-        call = AttentionCall(self.mesh, shape.num_decode_slots, self.backend)
+        try:
+            call = AttentionCall.resolve(self.mesh, shape.num_decode_slots, self._attention)
+        except ValueError as error:
+            raise ConfigError(f"engine.attention: {error}") from None
         run = jax.jit(partial(_run_step, self._graph, call), donate_argnums=1)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         step, settings = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
             self._arrays.build(StepPlan((), ()), shape),
         )
-        return run.lower(self._state, self._pages, step, settings).compile()
+        return run.lower(self.params, self.pages, step, settings).compile()
 
 
 def _run_step(
@@ -105,10 +106,3 @@ def make_mesh(tensor: int) -> Mesh:
     if not 1 <= tensor <= len(devices):
         raise ConfigError(f"mesh.tensor: expected 1 to {len(devices)} (the devices of this process), got {tensor}")
     return Mesh(np.asarray(devices[:tensor]), ("tensor",))
-
-
-def _backend(name: str, mesh: Mesh) -> str:
-    try:
-        return resolve_backend(name, mesh.devices.flat[0].platform)
-    except ValueError as error:
-        raise ConfigError(f"engine.attention: {error}") from None

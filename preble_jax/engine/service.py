@@ -100,7 +100,7 @@ class EngineService:
     async def submit(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
         """Outputs of a request until a finished one. Leaving early cancels it: its pages are free one step later.
 
-        Raises InvalidRequestError, PromptTooLongError, OverloadedError or GroupUnavailableError before the first output.
+        Raises, before the first output: InvalidRequestError, PromptTooLongError, OverloadedError, GroupUnavailableError.
         """
         if self._draining or not self._thread.is_alive():
             raise GroupUnavailableError("this device group drains or has stopped; send the request to another one")
@@ -154,7 +154,7 @@ class EngineService:
         """Forgets every cached page that no running request uses; True if nothing is left."""
         return await self._call(self._engine.reset_prefix_cache)
 
-    # -- the engine's thread ------------------------------------------------------------------------------------------
+    # -- the engine's thread -----------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
@@ -178,7 +178,6 @@ class EngineService:
             if command is None:
                 return False
             command()
-            self._publish()
             block = False
 
     def _take_snapshot(self) -> Snapshot:
@@ -198,6 +197,7 @@ class EngineService:
 
     def _cancel(self, request_id: str) -> None:
         self._engine.cancel(request_id)
+        self._publish()
 
     def _measure(self) -> GroupLoad:
         engine, scheduler, counters = self._engine, self._engine.scheduler, self._engine.counters
@@ -223,7 +223,7 @@ class EngineService:
 
         self._post(fail)
 
-    # -- between the threads --------------------------------------------------------------------------------------------
+    # -- between the threads -----------------------------------------------------------------------
 
     def _post(self, callback: Command) -> None:
         assert self._loop is not None
@@ -244,9 +244,12 @@ class EngineService:
             if not result.set_running_or_notify_cancel():
                 return  # the caller is gone
             try:
-                result.set_result(function())
+                value = function()
             except Exception as error:
                 result.set_exception(error)
+            else:
+                self._publish()  # first, so that the caller finds its effect
+                result.set_result(value)
 
         self._commands.put(command)
         return await asyncio.wrap_future(result)

@@ -27,7 +27,11 @@ class StepShape:
 
 
 class StepShapes:
-    """Decode alone in each decode bucket; prompts in each prefill bucket, beside no decode or the largest bucket of it."""
+    """Decode alone in each decode bucket; prompts in each prefill bucket, always beside the largest decode bucket.
+
+    Empty decode slots cost rows of a matrix product and no attention; a second program for each prefill bucket would
+    cost seconds at every first start.
+    """
 
     def __init__(self, settings: EngineSettings) -> None:
         self._decode = _buckets("decode_buckets", settings.decode_buckets or _decode_buckets(settings.max_num_seqs))
@@ -47,16 +51,14 @@ class StepShapes:
     def all(self) -> list[StepShape]:
         """Every shape a plan can have, largest first: they take longest to compile."""
         decode = [StepShape(slots, 0, 0) for slots in self._decode]
-        slots_beside = (0, self._decode[-1])
-        mixed = [StepShape(s, tokens, self._max_prefill_seqs) for tokens in self._prefill for s in slots_beside]
+        mixed = [StepShape(self._decode[-1], tokens, self._max_prefill_seqs) for tokens in self._prefill]
         return sorted(decode + mixed, key=lambda shape: -shape.num_tokens)
 
     def fit(self, plan: StepPlan) -> StepShape:
         """The smallest shape that holds the plan."""
         if not plan.prefill:
             return StepShape(_smallest(self._decode, len(plan.decode)), 0, 0)
-        slots = self._decode[-1] if plan.decode else 0
-        return StepShape(slots, _smallest(self._prefill, plan.num_prefill_tokens), self._max_prefill_seqs)
+        return StepShape(self._decode[-1], _smallest(self._prefill, plan.num_prefill_tokens), self._max_prefill_seqs)
 
 
 def _decode_buckets(max_num_seqs: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -15,15 +16,24 @@ from preble_jax.errors import ConfigError
 _GIB = 1 << 30
 
 
-def num_pages_for(settings: KVSettings, bytes_per_page: int) -> int:
-    """`settings.num_pages`, or as many as `settings.memory_gib` holds. bytes_per_page: all layers, one device's share."""
-    num_pages = settings.num_pages or int(settings.memory_gib * _GIB) // bytes_per_page
+def sized_layout(
+    settings: KVSettings, *, num_layers: int, num_kv_heads: int, head_dim: int, dtype: jnp.dtype, num_shards: int
+) -> PageLayout:
+    """One layer's layout with `settings.num_pages` pages, or as many as `settings.memory_gib` holds.
+
+    num_shards: devices over which key heads are split; the memory is that of one device.
+    """
+    layout = PageLayout(
+        num_pages=1, page_size=settings.page_size, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype
+    )
+    page_bytes = layout.page_bytes * num_layers // num_shards
+    num_pages = settings.num_pages or int(settings.memory_gib * _GIB) // page_bytes
     if num_pages < 2:
         raise ConfigError(
-            f"kv: expected room for at least 2 pages of {bytes_per_page} bytes, got num_pages={settings.num_pages}, "
+            f"kv: expected room for at least 2 pages of {page_bytes} bytes, got num_pages={settings.num_pages}, "
             f"memory_gib={settings.memory_gib}; raise one of them"
         )
-    return num_pages
+    return replace(layout, num_pages=num_pages)
 
 
 def pages_sharding(mesh: Mesh, heads: str | None) -> NamedSharding:

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BlocksStored:
-    """A chain of full pages became reusable. hashes[0] follows `parent` (None: the beginning of a prompt), hashes[k + 1]
-    follows hashes[k]. Blocks that were stored before may be named again."""
+    """A chain of full pages became reusable.
+
+    hashes[0] follows `parent` (None: the beginning of a prompt), hashes[k + 1] follows hashes[k]. Blocks that were
+    stored before may be named again.
+    """
 
     hashes: tuple[bytes, ...]
     parent: bytes | None

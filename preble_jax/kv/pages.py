@@ -8,7 +8,7 @@ from preble_jax.errors import InvariantError
 
 
 class PagePool:
-    """Hands out page ids `0 .. num_pages - 1`. Knows only free and taken; who holds a taken page is others' knowledge."""
+    """Hands out page ids `0 .. num_pages - 1`. Knows only free and taken, not who holds a taken page."""
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages

@@ -75,7 +75,9 @@ class RadixTree:
     def insert(self, block_hash: bytes, parent: Node | None, page: int) -> Node:
         """Adds a page below `parent` (None: a first page), which the caller has pinned."""
         if block_hash in self._nodes:
-            raise InvariantError(f"radix tree: page {page} inserted under a hash that page {self._nodes[block_hash].page} has")
+            raise InvariantError(
+                f"radix tree: page {page} inserted under a hash that page {self._nodes[block_hash].page} has"
+            )
         node = Node(block_hash, parent, page)
         self._nodes[block_hash] = node
         if parent is not None:
@@ -128,7 +130,9 @@ class RadixTree:
         if node.refs or node.num_children:
             return
         if len(self._evictable) > 2 * len(self._nodes) + 64:  # mostly stale: hot leaves are offered at each unpin
-            self._evictable = [(n.last_used, n.block_hash) for n in self._nodes.values() if not (n.refs or n.num_children)]
+            self._evictable = [
+                (n.last_used, n.block_hash) for n in self._nodes.values() if not (n.refs or n.num_children)
+            ]
             heapq.heapify(self._evictable)
         else:
             heapq.heappush(self._evictable, (node.last_used, node.block_hash))
@@ -162,9 +166,13 @@ class RadixTree:
                 active[node.parent.block_hash] = active.get(node.parent.block_hash, 0) + (node.refs > 0)
         for block_hash, node in self._nodes.items():
             if node.num_children != children.get(block_hash, 0):
-                raise InvariantError(f"radix tree: {node.num_children} children counted, {children.get(block_hash, 0)} found")
+                raise InvariantError(
+                    f"radix tree: {node.num_children} children counted, {children.get(block_hash, 0)} found"
+                )
             if node.refs != node.pins + active.get(block_hash, 0):
-                raise InvariantError(f"radix tree: refs {node.refs} != pins {node.pins} + {active.get(block_hash, 0)} children")
+                raise InvariantError(
+                    f"radix tree: refs {node.refs} != pins {node.pins} + {active.get(block_hash, 0)} children"
+                )
         evictable = sum(node.refs == 0 for node in self._nodes.values())
         if evictable != self.num_evictable:
             raise InvariantError(f"radix tree: {self.num_evictable} evictable counted, {evictable} found")

@@ -8,6 +8,7 @@ accumulate in float32 (on the CPU a bfloat16 result would cost 2-4 times as much
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +16,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from kernels_pallas import paged_attention, write_kv
+from kernels_pallas import paged_attention, resolve_backend, write_kv
 from preble_jax.model.config import ModelConfig
 from preble_jax.model.params import spec_for
 from preble_jax.model.rope import inverse_frequencies, rotate, rotation
+from preble_jax.model.sampling import HostOrDeviceArray
 
 
 class StepArrays(NamedTuple):
@@ -29,14 +31,14 @@ class StepArrays(NamedTuple):
     last_token [S]: index of each sequence's last token in the batch, whose logits are wanted.
     """
 
-    token_ids: jax.Array
-    positions: jax.Array
-    slots: jax.Array
-    page_table: jax.Array
-    cu_q_lens: jax.Array
-    kv_lens: jax.Array
-    num_seqs: jax.Array
-    last_token: jax.Array
+    token_ids: HostOrDeviceArray
+    positions: HostOrDeviceArray
+    slots: HostOrDeviceArray
+    page_table: HostOrDeviceArray
+    cu_q_lens: HostOrDeviceArray
+    kv_lens: HostOrDeviceArray
+    num_seqs: HostOrDeviceArray
+    last_token: HostOrDeviceArray
 
 
 class AttentionCall(NamedTuple):
@@ -44,7 +46,12 @@ class AttentionCall(NamedTuple):
 
     mesh: Mesh
     num_decode_slots: int
-    backend: str = "jnp"
+    backend: str
+
+    @classmethod
+    def resolve(cls, mesh: Mesh, num_decode_slots: int, backend: str) -> AttentionCall:
+        """backend: "auto" or a name. Raises ValueError for one that is unknown."""
+        return cls(mesh, num_decode_slots, resolve_backend(backend, mesh.devices.flat[0].platform))
 
 
 class RMSNorm(nnx.Module):
@@ -117,9 +124,7 @@ class Decoder(nnx.Module):
         self.config = config
         self.embedding = nnx.Param(params["embedding"])  # [V, E]
         # Unrolled, not scanned over stacked layers: on the CPU a scan copies each layer's weights at every step.
-        self.layers = nnx.List(
-            [Layer(config, lambda name, i=i: params[f"layers.{i}.{name}"]) for i in range(config.num_layers)]
-        )
+        self.layers = nnx.List([Layer(config, partial(_layer_weight, params, i)) for i in range(config.num_layers)])
         self.final_norm = RMSNorm(params["final_norm"], config.rms_norm_eps)
         self.lm_head = None if config.tie_embeddings else nnx.Param(params["lm_head"])  # [E, V]
 
@@ -146,6 +151,10 @@ class Decoder(nnx.Module):
         else:
             logits = _matmul(x, self.lm_head[...], 1)
         return logits, tuple(new_pages)
+
+
+def _layer_weight(params: Mapping[str, Any], layer: int, name: str) -> Any:
+    return params[f"layers.{layer}.{name}"]
 
 
 def _precision(weights: jax.Array) -> jax.lax.Precision | None:
@@ -185,10 +194,12 @@ def _attend(
 
     by_head = PartitionSpec(None, heads)
     replicated = StepArrays(*(PartitionSpec() for _ in step))
-    return jax.shard_map(  # type: ignore[no-any-return]
+    each_device = jax.shard_map(
         local,
         mesh=call.mesh,
         in_specs=(by_head, by_head, by_head, by_head, replicated),
         out_specs=(by_head, by_head),
         check_vma=False,  # the loops' carried zeros have no varying axes
-    )(q, k, v, kv_pages, step)
+    )
+    attended, kv_pages = each_device(q, k, v, kv_pages, step)
+    return attended, kv_pages

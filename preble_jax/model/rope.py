@@ -14,14 +14,14 @@ from preble_jax.model.config import LinearRopeScaling, Llama3RopeScaling, ModelC
 def inverse_frequencies(config: ModelConfig) -> np.ndarray:
     """Radians a position, [head_dim / 2] float32, after the model's scaling."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies = (1.0 / np.float32(config.rope_theta) ** exponents).astype(np.float32)
+    frequencies = np.asarray(1.0 / np.float32(config.rope_theta) ** exponents, np.float32)
     if isinstance(config.rope_scaling, LinearRopeScaling):
-        frequencies = frequencies / np.float32(config.rope_scaling.factor)
+        frequencies = np.asarray(frequencies / config.rope_scaling.factor, np.float32)
     elif isinstance(config.rope_scaling, Llama3RopeScaling):
         frequencies = _scale_llama3(frequencies, config.rope_scaling)
     if config.rope_freq_factors is not None:
-        frequencies = frequencies / np.asarray(config.rope_freq_factors, np.float32)
-    return frequencies.astype(np.float32)
+        frequencies = np.asarray(frequencies / np.asarray(config.rope_freq_factors, np.float32), np.float32)
+    return np.asarray(frequencies, np.float32)
 
 
 def _scale_llama3(frequencies: np.ndarray, scaling: Llama3RopeScaling) -> np.ndarray:
@@ -29,7 +29,7 @@ def _scale_llama3(frequencies: np.ndarray, scaling: Llama3RopeScaling) -> np.nda
     turns = scaling.original_max_position * frequencies / (2 * math.pi)  # over the original context
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = np.clip(blend, 0.0, 1.0)
-    return (1 - blend) * frequencies / scaling.factor + blend * frequencies
+    return np.asarray((1 - blend) * frequencies / scaling.factor + blend * frequencies)
 
 
 def rotation(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:

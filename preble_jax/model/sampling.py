@@ -3,17 +3,19 @@
 A row's token depends on its logits, its settings, its seed and how many tokens it has made so far, and on nothing else
 in the batch: the same prompt and seed give the same tokens whatever runs beside them.
 
-top-k and top-p are thresholds on the logits found by bisection over the bits of a float32 (32 halvings are exact), which
-needs no sort and no size limit on k. Tokens that tie with the last one kept are kept too.
+top-k and top-p are thresholds on the logits, found by bisection over the bits of a float32: 32 halvings are exact, no
+sort is needed, and k has no limit. Tokens that tie with the last one kept are kept too.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+HostOrDeviceArray = Any  # numpy where the host fills it in, jax.Array in the compiled step
 
 _NEVER = -jnp.inf
 _KEY_BITS = 32
@@ -25,17 +27,17 @@ class SamplingArrays(NamedTuple):
     temperature, top_p, min_p [R] float32; top_k, num_made [R] int32 (tokens the request has made); seed [R] uint32.
     """
 
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    min_p: jax.Array
-    seed: jax.Array
-    num_made: jax.Array
+    temperature: HostOrDeviceArray
+    top_k: HostOrDeviceArray
+    top_p: HostOrDeviceArray
+    min_p: HostOrDeviceArray
+    seed: HostOrDeviceArray
+    num_made: HostOrDeviceArray
 
     @classmethod
     def greedy(cls, rows: int) -> SamplingArrays:
         """Host arrays to be filled in row by row."""
-        return cls(  # type: ignore[arg-type]
+        return cls(
             temperature=np.zeros(rows, np.float32),
             top_k=np.zeros(rows, np.int32),
             top_p=np.ones(rows, np.float32),
@@ -48,7 +50,7 @@ class SamplingArrays(NamedTuple):
 def sample(logits: jax.Array, settings: SamplingArrays) -> tuple[jax.Array, jax.Array]:
     """logits [R, V] float32 -> token ids [R] int32 and their log-probabilities [R] (natural, before temperature)."""
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    tokens = jax.lax.cond(
+    tokens: jax.Array = jax.lax.cond(
         jnp.any(settings.temperature > 0.0), lambda: _sample_random(logits, settings, greedy), lambda: greedy
     )
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
@@ -96,4 +98,5 @@ def _threshold(keys: jax.Array, weights: jax.Array, wanted: jax.Array) -> jax.Ar
         weight = jnp.where(keys >= tried[:, None], weights, 0.0).sum(axis=-1)
         return jnp.where(weight >= wanted, tried, found)
 
-    return jax.lax.fori_loop(0, _KEY_BITS, add_bit, jnp.zeros(keys.shape[0], jnp.uint32))
+    found: jax.Array = jax.lax.fori_loop(0, _KEY_BITS, add_bit, jnp.zeros(keys.shape[0], jnp.uint32))
+    return found

@@ -30,8 +30,8 @@ class StepLimits:
             raise InvalidRequestError("prompt: expected at least one token, got none")
         if len(prompt) >= self.max_model_len:
             raise PromptTooLongError(
-                f"prompt: expected at most {self.max_model_len - 1} tokens (the context of {self.max_model_len} less one "
-                f"to generate), got {len(prompt)}; shorten it"
+                f"prompt: expected at most {self.max_model_len - 1} tokens (the context of {self.max_model_len} less "
+                f"one to generate), got {len(prompt)}; shorten it"
             )
         low, high = min(prompt), max(prompt)
         if low < 0 or high >= self.vocab_size:

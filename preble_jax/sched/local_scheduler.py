@@ -25,7 +25,7 @@ from preble_jax.sched.sequence import PlannedRow, Sequence, StepPlan
 
 
 class LocalScheduler:
-    """State of all requests of one device group. Requests end exactly once, with one output whose `finished` is true."""
+    """All requests of one device group. Each ends exactly once, with one output whose `finished` is true."""
 
     def __init__(self, limits: StepLimits, cache: PrefixCache, queue: QueuePolicy) -> None:
         self.limits = limits
@@ -39,15 +39,19 @@ class LocalScheduler:
         self.num_prompt_tokens = 0  # of admitted requests, each counted once
         self.num_cached_tokens = 0  # those of them that pages held
 
-    # -- requests come and go -------------------------------------------------------------------------------------
+    # -- requests come and go ----------------------------------------------------------------------
 
     def add(self, request: Request, now: float, seed: int = 0) -> None:
         """Queues a request. Raises, with nothing changed, if it can never run or the queue is full."""
         self.limits.check(request)
         if request.request_id in self._sequences:
-            raise InvalidRequestError(f"request_id: expected a new one, got {request.request_id!r}, which is still running")
+            raise InvalidRequestError(
+                f"request_id: expected a new one, got {request.request_id!r}, which is still running"
+            )
         if len(self.queue) >= self.limits.max_waiting:
-            raise OverloadedError(f"the queue is full: {len(self.queue)} requests wait, at most {self.limits.max_waiting} may")
+            raise OverloadedError(
+                f"the queue is full: {len(self.queue)} requests wait, at most {self.limits.max_waiting} may"
+            )
         sequence = Sequence(request, self._num_arrived, self.cache.page_size, now, seed)
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence
@@ -77,7 +81,7 @@ class LocalScheduler:
         """Tokens the waiting requests bring, cached ones included."""
         return sum(len(sequence.tokens) for sequence in self.queue)
 
-    # -- one step -------------------------------------------------------------------------------------------------
+    # -- one step ----------------------------------------------------------------------------------
 
     def schedule(self, now: float) -> StepPlan | None:
         """Plans the next step and takes its pages. None: nothing to do."""
@@ -85,12 +89,14 @@ class LocalScheduler:
         prefill = self._plan_prefill()
         if not decode and not prefill:
             if self._sequences:
-                raise InvariantError(f"{len(self._sequences)} requests unfinished, {len(self.queue)} waiting, none can run")
+                raise InvariantError(
+                    f"{len(self._sequences)} requests unfinished, {len(self.queue)} waiting, none can run"
+                )
             return None
         return StepPlan(tuple(decode), tuple(prefill))
 
     def settle(self, plan: StepPlan, tokens: Seq[int], logprobs: Seq[float], now: float) -> list[RequestOutput]:
-        """Books a step's results, one token and log-probability a row of `plan.rows`; rows that do not sample ignore theirs."""
+        """Books a step's results: a token and its log-probability for each of `plan.rows`, ignored if it samples none."""
         outputs = []
         for row, token, logprob in zip(plan.rows, tokens, logprobs, strict=True):
             sequence = row.sequence
@@ -102,7 +108,7 @@ class LocalScheduler:
                 outputs.append(self._append_token(sequence, int(token), float(logprob)))
         return outputs
 
-    # -- planning ---------------------------------------------------------------------------------------------------
+    # -- planning ----------------------------------------------------------------------------------
 
     def _plan_decode(self) -> list[PlannedRow]:
         rows: list[PlannedRow] = []
@@ -114,7 +120,7 @@ class LocalScheduler:
         return [row for row in rows if row.sequence.pages is not None]
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """A page for the sequence's next token. Preempts the latest arrivals for it; False if it was itself the latest."""
+        """A page for the sequence's next token; preempts the latest arrivals for it. False if it was the latest."""
         while not self._extend_to(sequence, len(sequence.tokens)):
             victim = self.running[-1]
             self._preempt(victim)
@@ -152,7 +158,7 @@ class LocalScheduler:
         return matched < len(hashes) and hashes[matched] in self._computing
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Pins what is cached and takes pages for the rest of the sequence's tokens. False, and nothing done, if short."""
+        """Pins what is cached and takes pages for the sequence's other tokens. False, and nothing done, if short."""
         hashes = sequence.matchable_hashes()[: self._matched_pages(sequence)]
         num_new = self._num_pages(len(sequence.tokens)) - len(hashes)
         reserve = len(self.running)  # a page for each running sequence, lest admission is followed by preemption
@@ -180,7 +186,7 @@ class LocalScheduler:
             index -= 1
         self.running.insert(index, sequence)
 
-    # -- pages ------------------------------------------------------------------------------------------------------
+    # -- pages -------------------------------------------------------------------------------------
 
     def _num_pages(self, num_tokens: int) -> int:
         return -(-num_tokens // self.cache.page_size)
@@ -229,7 +235,7 @@ class LocalScheduler:
         self.num_preemptions += 1
         self.queue.add(sequence)
 
-    # -- endings ------------------------------------------------------------------------------------------------------
+    # -- endings -----------------------------------------------------------------------------------
 
     def _append_token(self, sequence: Sequence, token: int, logprob: float) -> RequestOutput:
         sequence.tokens.append(token)
@@ -267,7 +273,8 @@ class LocalScheduler:
         self.cache.validate()
         if len(self.queue) + len(self.running) != len(self._sequences):
             raise InvariantError(
-                f"requests: {len(self.queue)} waiting + {len(self.running)} running != {len(self._sequences)} unfinished"
+                f"requests: {len(self.queue)} waiting + {len(self.running)} running "
+                f"!= {len(self._sequences)} unfinished"
             )
         for block_hash, sequence in self._computing.items():
             if sequence.pages is None or self.cache.tree.get(block_hash) is not None:
@@ -276,5 +283,6 @@ class LocalScheduler:
         free = self.cache.pool.num_free
         if free + self.cache.num_cached + held != self.cache.pool.num_pages:
             raise InvariantError(
-                f"pages: free {free} + cached {self.cache.num_cached} + held by running {held} != {self.cache.pool.num_pages}"
+                f"pages: free {free} + cached {self.cache.num_cached} + held by running {held} "
+                f"!= {self.cache.pool.num_pages}"
             )

@@ -1,0 +1,144 @@
+"""The state that placement decides on: the forest, the groups, and the window H of what was sent to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from preble_jax.config import SchedSettings
+from preble_jax.errors import InvariantError
+from preble_jax.kv.events import EventBatch, Snapshot
+from preble_jax.sched.cost import CostModel
+from preble_jax.sched.forest import Forest
+from preble_jax.sched.forest_check import validate_forest
+from preble_jax.sched.forest_nodes import Node
+from preble_jax.sched.groups import Group, GroupTable
+from preble_jax.sched.placement.base import Query
+from preble_jax.sched.window import Window
+
+
+@dataclass(slots=True)
+class Assignment:
+    """A placed request. prefill_ns: what its missed tokens were expected to cost. node: where its chain ends."""
+
+    group: Group
+    num_tokens: int
+    prefill_ns: int
+    node: Node
+    placed_at: float
+
+
+class ClusterState:
+    """Implements placement.base.Cluster. Knows no policy, no request ids, no messages."""
+
+    def __init__(self, settings: SchedSettings, page_size: int, cost: CostModel) -> None:
+        self.forest = Forest(max_blocks=settings.max_forest_blocks, optimistic_ttl_s=settings.optimistic_ttl_s)
+        self.groups = GroupTable()
+        self.cost = cost
+        self._page_size = page_size
+        self._assigned: Window[Assignment] = Window(settings.window_s)
+        self._answered: Window[tuple[Group, int]] = Window(settings.window_s)
+
+    def at(self, slot: int) -> Group:
+        return self.groups.at(slot)
+
+    def add_group(self, name: str, rank: float, num_pages: int, generation: int) -> Group:
+        slot = self.groups.free_slot()
+        group = Group(name, self.forest.add_slot() if slot is None else slot, rank, num_pages, generation)
+        self.groups.add(group)
+        return group
+
+    def restart_group(self, group: Group, generation: int) -> None:
+        """Another process serves the group: its tree is empty. What was sent to it still counts as its load."""
+        self.forest.clear(group.slot)
+        group.cursor.restart(generation)
+
+    def remove_group(self, group: Group) -> None:
+        self.forest.clear(group.slot)
+        self.groups.set_state(group, "gone")
+        self.groups.retire(group)
+
+    def assign(self, query: Query, found: tuple[Node, int], group: Group, matched: int, now: float) -> Assignment:
+        """Records that the request goes to `group`, which holds `matched` of its tokens."""
+        num_tokens = query.request.num_tokens
+        prefill_ns = self.cost.prefill_ns(num_tokens - matched)
+        node = self.forest.assign(query.request.block_hashes, found, group.slot, now)
+        assignment = Assignment(group, num_tokens, prefill_ns, node, now)
+        self._assigned.add(now, assignment)
+        group.assigned(prefill_ns, 1, self.cost)
+        return assignment
+
+    def answer(self, group: Group, output_tokens: int, now: float) -> None:
+        """Records the output of a finished request."""
+        if group.state != "gone":
+            self._answered.add(now, (group, output_tokens))
+            group.answered(output_tokens, 1, self.cost)
+
+    def apply_events(self, group: Group, batch: EventBatch) -> None:
+        """Applies what is new of a batch; nothing when events before it are missing. group.cursor.behind says so."""
+        if not self._reach_generation(group, batch.generation):
+            return
+        num_known = group.cursor.take(batch.first_seq, len(batch.events))
+        if num_known is not None:
+            for event in batch.events[num_known:]:
+                self.forest.apply(event, group.slot)
+
+    def apply_snapshot(self, group: Group, snapshot: Snapshot) -> None:
+        """Replaces what the group holds, unless the snapshot is older than what was applied."""
+        if self._reach_generation(group, snapshot.generation) and group.cursor.jump(snapshot.next_seq):
+            self.forest.clear(group.slot)
+            for stored in snapshot.stored:
+                self.forest.apply(stored, group.slot)
+
+    def _reach_generation(self, group: Group, generation: int) -> bool:
+        """False: it is an older process that speaks."""
+        if generation > group.cursor.generation:
+            self.restart_group(group, generation)
+        return generation == group.cursor.generation
+
+    def expire(self, now: float) -> None:
+        """Lets what is older than H leave the window, and optimistic entries of the forest expire."""
+        for assignment in self._assigned.expire(now):
+            group = assignment.group
+            self.forest.unshare(assignment.node, group.slot)
+            group.assigned(assignment.prefill_ns, -1, self.cost)
+            self.groups.retire(group)
+        for group, output_tokens in self._answered.expire(now):
+            group.answered(output_tokens, -1, self.cost)
+            self.groups.retire(group)
+        self.forest.expire(now)
+
+    def eviction_ns(self, group: Group, num_pages: int, query: Query) -> int:
+        """M of E2: what is lost when `num_pages` more pages are wanted on `group`.
+
+        Sum of prefill_time(tokens) * requests of the window that used them / requests of the window on the group, over
+        the nodes LRU would evict; the last one counts as far as it has to go. Nodes of the request's own match stay.
+        """
+        # The forest may lag behind evictions and believe that more is held than there are pages: then none is free.
+        short = num_pages - max(0, group.num_pages - self.forest.num_held[group.slot])
+        if short <= 0 or not group.num_assigned:
+            return 0
+        total, chain = 0, query.request.block_hashes
+        for node in self.forest.coldest(group.slot):
+            if node.start < len(chain) and node.hashes[0] == chain[node.start]:
+                continue
+            num = min(len(node.hashes), short)
+            shares = node.shares.get(group.slot)
+            if shares:
+                total += self.cost.prefill_ns(num * self._page_size) * shares
+            short -= num
+            if not short:
+                break
+        return total // group.num_assigned
+
+    def validate(self) -> None:
+        """Raises InvariantError if the forest is damaged or a group's sums are not those of the window."""
+        validate_forest(self.forest)
+        for group in self.groups.by_name.values():
+            mine = [a.prefill_ns for a in self._assigned if a.group is group]
+            outputs = [tokens for owner, tokens in self._answered if owner is group]
+            kept = (group.num_assigned, group.prefill_ns, group.num_outputs, group.output_tokens)
+            found = (len(mine), sum(mine), len(outputs), sum(outputs))
+            if kept != found:
+                raise InvariantError(f"group {group.name!r}: sums kept {kept} != sums of the window {found}")
+            if group.state == "gone" and self.forest.num_held[group.slot]:
+                raise InvariantError(f"group {group.name!r}: gone, but holds {self.forest.num_held[group.slot]} blocks")

@@ -1,0 +1,321 @@
+"""The global scheduler: which device group takes a request. A machine of events; time is an argument.
+
+The server and the simulator drive this very object. It keeps no history but the window's: requests and outputs that
+left it are subtracted from integer sums, so a decision costs the prompt's path in the forest, not the traffic.
+
+`now` is in seconds on any clock that does not run backwards; a time before the latest one counts as the latest one.
+Whatever raises leaves the state as it was, apart from time passing.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+from preble_jax.config import SchedSettings
+from preble_jax.errors import (
+    ConfigError,
+    GroupUnavailableError,
+    InvalidRequestError,
+    InvariantError,
+    NotFoundError,
+    PromptTooLongError,
+)
+from preble_jax.kv.events import EventBatch, Snapshot
+from preble_jax.sched.cluster import Assignment, ClusterState
+from preble_jax.sched.cost import CostModel, LinearCostModel
+from preble_jax.sched.groups import Group
+from preble_jax.sched.messages import (
+    GroupLost,
+    GroupStats,
+    Instruction,
+    LoadReport,
+    Placement,
+    PlaceRequest,
+    RequestSnapshot,
+    check_request,
+)
+from preble_jax.sched.placement import PlacementPolicy, Query, make_policy
+from preble_jax.sched.placement.base import runners_up
+
+NUM_ALTERNATIVES = 2
+
+
+class GlobalScheduler:
+    """See the module. cost, policy: None builds what the settings name."""
+
+    def __init__(
+        self,
+        settings: SchedSettings,
+        page_size: int,
+        *,
+        cost: CostModel | None = None,
+        policy: PlacementPolicy | None = None,
+    ) -> None:
+        if page_size < 1:
+            raise ConfigError(f"page_size: expected at least 1 token a page, got {page_size}")
+        self.settings = settings
+        self.page_size = page_size
+        cost = cost or LinearCostModel.from_settings(settings)
+        self._policy = policy or make_policy(settings, cost)
+        self._state = ClusterState(settings, page_size, cost)
+        self._forest = self._state.forest
+        self._groups = self._state.groups
+        self._outstanding: dict[str, Assignment] = {}
+        self._random = random.Random(settings.seed)
+        self._now = -math.inf
+
+    # --- groups
+
+    def add_group(self, group: str, num_pages: int, generation: int, now: float) -> list[Instruction]:
+        """A group came up, came back, or registers again (the same generation goes on draining if it was). Always asks
+        for a snapshot: events may have been made, and lost, before the scheduler knew the group.
+
+        Raises InvalidRequestError, also for a generation older than the one that is up.
+        """
+        now = self._time(now)
+        if not group or num_pages < 1 or generation < 0:
+            raise InvalidRequestError(
+                f"add_group: expected a name, num_pages >= 1 and generation >= 0, got {group!r}, {num_pages} and "
+                f"{generation}"
+            )
+        known = self._groups.by_name.get(group)
+        if known is not None and known.state != "gone" and generation < known.cursor.generation:
+            raise InvalidRequestError(
+                f"add_group: expected generation >= {known.cursor.generation} of group {group!r}, got {generation}; "
+                f"an older process of the group still runs, stop it"
+            )
+        self._now = now
+        if known is None:
+            known = self._state.add_group(group, self._random.random(), num_pages, generation)
+        else:
+            if known.state == "gone" or generation != known.cursor.generation:
+                self._state.restart_group(known, generation)
+                self._groups.set_state(known, "up")
+            self._groups.resize(known, num_pages)
+        known.heard_at = now
+        known.cursor.ask(now, 0.0)
+        return [RequestSnapshot(group)]
+
+    def remove_group(self, group: str, now: float) -> None:
+        """Its prefixes are forgotten; its requests stay outstanding until `finished`. Raises NotFoundError."""
+        now = self._time(now)
+        gone = self._groups.get(group)
+        self._now = now
+        self._state.remove_group(gone)
+
+    def drain_group(self, group: str) -> None:
+        """No new requests until it is added again. Raises NotFoundError."""
+        self._groups.set_state(self._groups.get(group), "draining")
+
+    # --- requests
+
+    def place(self, request: PlaceRequest, now: float) -> Placement:
+        """Chooses a group and records the assignment, optimistically the prompt's pages too.
+
+        Raises InvalidRequestError (bad numbers, hashes that are no chain, an id that is still outstanding),
+        PromptTooLongError (more pages than any of these groups has) and GroupUnavailableError (none is up and allowed).
+        """
+        now = self._time(now)
+        check_request(request, self.page_size)
+        if request.request_id in self._outstanding:
+            raise InvalidRequestError(
+                f"request {request.request_id!r}: expected a new id, got one that is outstanding; report it "
+                "finished(failed=True) before a retry"
+            )
+        eligible = self._eligible(request)
+        self._now = now
+        self._state.expire(now)
+        found = self._forest.find(request.block_hashes)
+        # The last token is always computed, for its logits: a page that contains it saves nothing.
+        limit = (request.num_tokens - 1) // self.page_size
+        levels = [(mask, n * self.page_size) for mask, n in self._forest.holders(found, limit, eligible)]
+        query = Query(request, levels, eligible, self.page_size)
+        slots, decision = self._policy.choose(query, self._state)
+        slot = slots[0]
+        matched = next((tokens for mask, tokens in levels if mask >> slot & 1), 0)
+        group = self._groups.at(slot)
+        self._outstanding[request.request_id] = self._state.assign(query, found, group, matched, now)
+        group.num_outstanding += 1
+        group.decisions[decision] += 1
+        group.totals["matched_tokens"] += matched
+        return Placement(
+            group=group.name,
+            alternatives=tuple(self._groups.at(other).name for other in runners_up(slots, query, NUM_ALTERNATIVES)),
+            decision=decision,
+            matched_tokens=matched,
+        )
+
+    def finished(
+        self, request_id: str, output_tokens: int, cached_tokens: int, now: float, failed: bool = False
+    ) -> None:
+        """The request ended, on the group it was placed on. cached_tokens: what the group says it did not compute.
+
+        A failed or cancelled request ends here too; a retry is a new `place` (same id, `excluded` extended) after it.
+        Raises NotFoundError (unknown, or finished before) and InvalidRequestError (impossible counts).
+        """
+        now = self._time(now)
+        assignment = self._outstanding.get(request_id)
+        if assignment is None:
+            raise NotFoundError(
+                f"request {request_id!r}: expected one that is outstanding, got one never placed, or ended before; "
+                "report each placement finished once"
+            )
+        if output_tokens < 0 or not 0 <= cached_tokens <= assignment.num_tokens:
+            raise InvalidRequestError(
+                f"request {request_id!r}: expected output_tokens >= 0 and cached_tokens in 0..{assignment.num_tokens}, "
+                f"got {output_tokens} and {cached_tokens}"
+            )
+        self._now = now
+        del self._outstanding[request_id]
+        group = assignment.group
+        group.num_outstanding -= 1
+        if failed:
+            group.totals["failed"] += 1
+            return
+        group.totals["prompt_tokens"] += assignment.num_tokens
+        group.totals["cached_tokens"] += cached_tokens
+        group.totals["output_tokens"] += output_tokens
+        self._state.answer(group, output_tokens, now)
+
+    # --- what groups say
+
+    def kv_events(self, group: str, batch: EventBatch, now: float) -> list[Instruction]:
+        """Applies the events that are new. A hole in the numbers applies nothing and asks for a snapshot (at most one
+        every `snapshot_retry_s`); a batch of an older generation is dropped; a newer one restarts the group.
+
+        Raises NotFoundError, InvalidRequestError (negative numbers).
+        """
+        now = self._time(now)
+        target = self._groups.get(group)
+        if batch.generation < 0 or batch.first_seq < 0:
+            raise InvalidRequestError(
+                f"kv_events of {group!r}: expected numbers >= 0, got generation {batch.generation} and first_seq "
+                f"{batch.first_seq}"
+            )
+        self._heard(target, now)
+        self._state.apply_events(target, batch)
+        return self._ask_if_behind(target)
+
+    def kv_snapshot(self, group: str, snapshot: Snapshot, now: float) -> list[Instruction]:
+        """Replaces what the group holds. Dropped when older than what was applied. May ask for another one, when events
+        are known to exist that this one does not cover. Raises as `kv_events`."""
+        now = self._time(now)
+        target = self._groups.get(group)
+        if snapshot.generation < 0 or snapshot.next_seq < 0:
+            raise InvalidRequestError(
+                f"kv_snapshot of {group!r}: expected numbers >= 0, got generation {snapshot.generation} and next_seq "
+                f"{snapshot.next_seq}"
+            )
+        self._heard(target, now)
+        self._state.apply_snapshot(target, snapshot)
+        return self._ask_if_behind(target)
+
+    def load_report(
+        self, group: str, report: LoadReport, now: float, *, next_seq: int | None = None, generation: int | None = None
+    ) -> list[Instruction]:
+        """Queue lengths, and a sign of life. next_seq, generation: the number the group's next KV event will have; sent
+        with the report they reveal events that were lost with nothing after them. Raises NotFoundError."""
+        now = self._time(now)
+        target = self._groups.get(group)
+        self._heard(target, now)
+        target.num_waiting = report.num_waiting
+        target.num_running = report.num_running
+        if next_seq is not None and generation in (None, target.cursor.generation):
+            target.cursor.exists(next_seq)
+        return self._ask_if_behind(target)
+
+    def tick(self, now: float) -> list[Instruction]:
+        """Time passes: the window moves, optimistic entries and lost requests expire, silent groups are removed,
+        overdue snapshots are asked for again. Call it a few times a second.
+
+        Rebalancing, replication and anything else that is due without a request belongs here.
+        """
+        self._now = now = self._time(now)
+        self._state.expire(now)
+        self._forget_lost_requests(now)
+        instructions: list[Instruction] = []
+        for group in list(self._groups.by_name.values()):
+            if group.state == "gone":
+                continue
+            if now - group.heard_at > self.settings.group_timeout_s:
+                self._state.remove_group(group)
+                instructions.append(GroupLost(group.name))
+            else:
+                instructions += self._ask_if_behind(group)
+        return instructions
+
+    # --- questions
+
+    def stats(self) -> dict[str, GroupStats]:
+        """One row per group that was not removed."""
+        return {
+            name: group.stats(self._forest.num_held[group.slot])
+            for name, group in self._groups.by_name.items()
+            if group.state != "gone"
+        }
+
+    @property
+    def num_outstanding(self) -> int:
+        return len(self._outstanding)
+
+    @property
+    def num_blocks(self) -> int:
+        """Pages the forest knows, each once."""
+        return len(self._forest)
+
+    def blocks(self, group: str, *, confirmed_only: bool = False) -> set[bytes]:
+        """Hashes of the pages the group is believed to hold. O(pages), for debugging. Raises NotFoundError."""
+        return self._forest.blocks(self._groups.get(group).slot, confirmed_only=confirmed_only)
+
+    def validate(self) -> None:
+        """Raises InvariantError if the books do not add up. O(everything)."""
+        self._state.validate()
+        for group in self._groups.by_name.values():
+            kept, found = group.num_outstanding, sum(a.group is group for a in self._outstanding.values())
+            if kept != found:
+                raise InvariantError(f"group {group.name!r}: outstanding requests counted {kept} != found {found}")
+
+    # --- inside
+
+    def _time(self, now: float) -> float:
+        if not math.isfinite(now):
+            raise InvalidRequestError(f"now: expected finite seconds, got {now}")
+        return max(now, self._now)
+
+    def _eligible(self, request: PlaceRequest) -> int:
+        """Mask of the groups that may take the request; never 0."""
+        allowed = self._groups.allowed(request.excluded)
+        if not allowed:
+            raise GroupUnavailableError(
+                f"request {request.request_id!r}: expected a group that is up and not excluded, got none of "
+                f"{len(self._groups.by_name)} ({len(request.excluded)} excluded); wait for one to come back"
+            )
+        num_pages = -(-request.num_tokens // self.page_size)
+        eligible = self._groups.large_enough(allowed, num_pages)
+        if not eligible:
+            raise PromptTooLongError(
+                f"request {request.request_id!r}: expected a prompt that fits into a group, got {num_pages} pages of "
+                f"{self.page_size} tokens, more than any group has; shorten it"
+            )
+        return eligible
+
+    def _forget_lost_requests(self, now: float) -> None:
+        """Requests whose frontend died are never reported finished."""
+        lost: list[str] = []
+        for request_id, assignment in self._outstanding.items():  # oldest first
+            if now - assignment.placed_at < self.settings.request_timeout_s:
+                break
+            lost.append(request_id)
+        for request_id in lost:
+            assignment = self._outstanding.pop(request_id)
+            assignment.group.num_outstanding -= 1
+            assignment.group.totals["failed"] += 1
+
+    def _heard(self, group: Group, now: float) -> None:
+        self._now = group.heard_at = now
+
+    def _ask_if_behind(self, group: Group) -> list[Instruction]:
+        if group.cursor.behind and group.cursor.ask(self._now, self.settings.snapshot_retry_s):
+            return [RequestSnapshot(group.name)]
+        return []

@@ -1,0 +1,156 @@
+"""The device groups a scheduler knows: who is up, what was sent to them, what they reported.
+
+A group has a *slot*, a small integer that stands for it in the forest's bit masks. A slot is given to another group
+only when nothing of the window refers to it any more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+from preble_jax.errors import NotFoundError
+from preble_jax.sched.cost import NS_PER_S, CostModel
+from preble_jax.sched.event_cursor import EventCursor
+from preble_jax.sched.messages import Decision, GroupStats
+
+State = Literal["up", "draining", "gone"]
+
+
+class Group:
+    """One device group. The sums over the window H are kept by adding what comes and subtracting what leaves.
+
+    rank: decides between groups of equal cost. load_ns: L of E2. decode_ns: the part of L that is decoding.
+    """
+
+    def __init__(self, name: str, slot: int, rank: float, num_pages: int, generation: int) -> None:
+        self.name = name
+        self.slot = slot
+        self.rank = rank
+        self.num_pages = num_pages
+        self.cursor = EventCursor(generation)
+        self.state: State = "up"
+        self.heard_at = 0.0
+        # sums over the window
+        self.num_assigned = 0
+        self.prefill_ns = 0
+        self.num_outputs = 0
+        self.output_tokens = 0
+        self.load_ns = 0
+        self.decode_ns = 0
+        # since the group was added
+        self.num_outstanding = 0
+        self.num_waiting = 0
+        self.num_running = 0
+        self.totals: Counter[str] = Counter()
+        self.decisions: Counter[Decision] = Counter()
+
+    def assigned(self, prefill_ns: int, sign: int, cost: CostModel) -> None:
+        """A request enters the window (sign 1) or leaves it (sign -1)."""
+        self.num_assigned += sign
+        self.prefill_ns += sign * prefill_ns
+        self._weigh(cost)
+
+    def answered(self, output_tokens: int, sign: int, cost: CostModel) -> None:
+        """A finished request's output enters the window (sign 1) or leaves it (sign -1)."""
+        self.num_outputs += sign
+        self.output_tokens += sign * output_tokens
+        self._weigh(cost)
+
+    def _weigh(self, cost: CostModel) -> None:
+        """L = sum of prefill times + requests * decode time of the average output seen here (0 before the first)."""
+        if self.num_outputs:
+            self.decode_ns = self.num_assigned * cost.decode_ns(self.output_tokens / self.num_outputs)
+        else:
+            self.decode_ns = 0
+        self.load_ns = self.prefill_ns + self.decode_ns
+
+    def stats(self, held_pages: int) -> GroupStats:
+        return GroupStats(
+            group=self.name,
+            draining=self.state == "draining",
+            num_waiting=self.num_waiting,
+            num_running=self.num_running,
+            num_outstanding=self.num_outstanding,
+            num_placed=self.decisions.total(),
+            num_failed=self.totals["failed"],
+            decisions=dict(self.decisions),
+            matched_tokens=self.totals["matched_tokens"],
+            prompt_tokens=self.totals["prompt_tokens"],
+            cached_tokens=self.totals["cached_tokens"],
+            output_tokens=self.totals["output_tokens"],
+            held_pages=held_pages,
+            num_pages=self.num_pages,
+            load_s=self.load_ns / NS_PER_S,
+        )
+
+
+class GroupTable:
+    """Groups by name and by slot. `up` is the mask of those that may be given requests."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Group] = {}
+        self.by_slot: list[Group | None] = []
+        self.up = 0
+        self._free_slots: list[int] = []
+        self._least_pages = 0
+
+    def get(self, name: str) -> Group:
+        """Raises NotFoundError for a group that was never added, or was removed."""
+        group = self.by_name.get(name)
+        if group is None or group.state == "gone":
+            known = ", ".join(sorted(g.name for g in self.by_name.values() if g.state != "gone")) or "none"
+            raise NotFoundError(f"group: expected one that was added ({known}), got {name!r}; add it first")
+        return group
+
+    def at(self, slot: int) -> Group:
+        group = self.by_slot[slot]
+        assert group is not None
+        return group
+
+    def free_slot(self) -> int | None:
+        """A slot that was given back, if there is one; it is taken by the next `add`."""
+        return self._free_slots[-1] if self._free_slots else None
+
+    def add(self, group: Group) -> None:
+        if self._free_slots and self._free_slots[-1] == group.slot:
+            self._free_slots.pop()
+            self.by_slot[group.slot] = group
+        else:
+            assert group.slot == len(self.by_slot)
+            self.by_slot.append(group)
+        self.by_name[group.name] = group
+        self.resize(group, group.num_pages)
+        self.set_state(group, "up")
+
+    def resize(self, group: Group, num_pages: int) -> None:
+        group.num_pages = num_pages
+        self._least_pages = min(g.num_pages for g in self.by_name.values())
+
+    def set_state(self, group: Group, state: State) -> None:
+        group.state = state
+        self.up = self.up | 1 << group.slot if state == "up" else self.up & ~(1 << group.slot)
+
+    def retire(self, group: Group) -> None:
+        """Forgets a group that is gone once the window holds nothing of it."""
+        if group.state == "gone" and not group.num_assigned and not group.num_outputs:
+            del self.by_name[group.name]
+            self.by_slot[group.slot] = None
+            self._free_slots.append(group.slot)
+
+    def allowed(self, excluded: frozenset[str]) -> int:
+        """Mask of the groups that are up and not excluded. Names nobody knows exclude nobody."""
+        mask = self.up
+        for name in excluded:
+            group = self.by_name.get(name)
+            if group is not None:
+                mask &= ~(1 << group.slot)
+        return mask
+
+    def large_enough(self, mask: int, num_pages: int) -> int:
+        """The groups of `mask` that have that many pages at all."""
+        if num_pages > self._least_pages:
+            for group in self.by_name.values():
+                if group.num_pages < num_pages:
+                    mask &= ~(1 << group.slot)
+        return mask

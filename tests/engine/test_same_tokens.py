@@ -1,0 +1,106 @@
+"""Same prompt, same seed, same tokens - whatever happens around the request."""
+
+from __future__ import annotations
+
+import random
+
+import jax
+import pytest
+
+from preble_jax.request import Request
+from preble_jax.sampling_params import SamplingParams
+
+rng = random.Random(5)
+HEAD = [rng.randrange(256) for _ in range(90)]
+PROMPTS = [HEAD[: rng.randrange(20, 90)] + [rng.randrange(256) for _ in range(rng.randrange(1, 70))] for _ in range(16)]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
+RANDOM = SamplingParams(temperature=0.9, top_p=0.9, top_k=40, seed=11, max_tokens=24)
+
+
+def generate(engine, prompts, sampling, on_step=lambda engine: None):
+    for i, prompt in enumerate(prompts):
+        engine.add(Request(request_id=str(i), prompt_token_ids=prompt, sampling=sampling))
+    tokens = {str(i): [] for i in range(len(prompts))}
+    while engine.has_work:
+        for output in engine.step():
+            tokens[output.request_id] += output.token_ids
+        engine.scheduler.validate()
+        on_step(engine)
+    return [tokens[str(i)] for i in range(len(prompts))]
+
+
+@pytest.fixture(scope="module", params=[GREEDY, RANDOM], ids=["greedy", "random"])
+def sampling(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def alone(make_engine, sampling):
+    """Each prompt by itself, nothing cached."""
+    engine = make_engine(prefix_cache=False)
+    return [generate(engine, [prompt], sampling)[0] for prompt in PROMPTS]
+
+
+def test_outputs_differ_from_each_other(alone):
+    """Else the tests below prove little."""
+    assert len({tuple(tokens) for tokens in alone}) == len(PROMPTS)
+
+
+def test_in_a_batch_with_a_shared_prefix(make_engine, sampling, alone):
+    engine = make_engine()
+    assert generate(engine, PROMPTS, sampling) == alone
+    assert engine.scheduler.num_cached_tokens > 0
+    assert generate(engine, PROMPTS, sampling) == alone  # everything cached now
+
+
+@pytest.mark.parametrize("chunk", [16, 64, 512])
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_chunk_sizes(make_engine, sampling, alone, chunk, prefix_cache):
+    engine = make_engine(prefill_buckets=(chunk,), prefix_cache=prefix_cache)
+    assert generate(engine, PROMPTS, sampling) == alone
+
+
+def test_several_buckets(make_engine, sampling, alone):
+    assert generate(make_engine(decode_buckets=(2, 8, 16), prefill_buckets=(16, 64)), PROMPTS, sampling) == alone
+
+
+def test_page_sizes(make_engine, sampling, alone):
+    assert generate(make_engine(page_size=32, num_pages=64), PROMPTS, sampling) == alone
+
+
+def test_forced_eviction_and_preemption(make_engine, sampling, alone):
+    """The pool holds a few requests at a time; now and then everything that can be is evicted."""
+    engine = make_engine(num_pages=36)
+    evicted = []
+
+    def disturb(engine):
+        if engine.counters.steps % 5 == 0:
+            evicted.append(engine.cache.num_cached)
+            engine.reset_prefix_cache()
+
+    assert generate(engine, PROMPTS, sampling, disturb) == alone
+    assert engine.scheduler.num_preemptions > 0
+    assert sum(evicted) > 0
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_mesh_shapes(make_engine, sampling, alone, tensor):
+    engine = make_engine(mesh={"tensor": tensor})
+    assert generate(engine, PROMPTS, sampling) == alone
+    qkv = engine.runner.params["layers"][0]["attention"]["qkv"]
+    assert len(qkv.sharding.device_set) == tensor
+    assert qkv.addressable_shards[0].data.shape[1] == 4 // tensor
+    pages = engine.runner.pages[0]
+    assert pages.addressable_shards[0].data.shape[1] == 4 // tensor
+
+
+def test_nothing_compiles_after_warm_up(make_engine, sampling):
+    engine = make_engine(decode_buckets=(2, 8, 16), prefill_buckets=(16, 64))
+    generate(engine, PROMPTS, sampling)
+    generate(engine, PROMPTS[:3], GREEDY)
+    engine.reset_prefix_cache()
+    generate(engine, PROMPTS[:1], sampling)
+    assert engine.counters.late_compiles == 0
+    jax.jit(lambda x: x + 1)(1.0)  # the count can move
+    generate(engine, PROMPTS[:1], sampling)
+    assert engine.counters.late_compiles > 0
