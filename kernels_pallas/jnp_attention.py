@@ -22,7 +22,7 @@ from kernels_pallas.layout import from_storage, to_storage
 
 _DECODE_BLOCK_KEYS = 64
 _PREFILL_BLOCK_KEYS = 256
-_QUERY_TILE = 128
+_QUERY_TILE = 64
 _MASKED = -1e30
 
 
@@ -95,7 +95,7 @@ def paged_attention(
     if num_decode_slots:
         lens = jnp.where(jnp.arange(num_decode_slots) < num_seqs[0], kv_lens[:num_decode_slots], 0)
         parts.append(_decode(scaled[:num_decode_slots], kv_pages, page_table[:num_decode_slots], lens))
-    if num_tokens > num_decode_slots:
+    if page_table.shape[0] > num_decode_slots:
         parts.append(
             _prefill(
                 scaled[num_decode_slots:],
@@ -106,6 +106,9 @@ def paged_attention(
                 num_seqs[0] - num_decode_slots,
             )
         )
+    elif num_tokens > num_decode_slots:  # padding alone
+        rest = scaled[num_decode_slots:]
+        parts.append((jnp.zeros_like(rest, jnp.float32), jnp.full(rest.shape[:-1], -jnp.inf)))
     out = jnp.concatenate([out for out, _ in parts]).reshape(num_tokens, num_heads, head_dim)
     lse = jnp.concatenate([lse for _, lse in parts]).reshape(num_tokens, num_heads)
     return out.astype(q.dtype), lse

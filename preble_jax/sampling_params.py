@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from preble_jax.errors import InvalidRequestError
@@ -46,11 +46,11 @@ class SamplingParams:
         _require_number("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
             _require_int("seed", self.seed, 0, _SEED_LIMIT - 1)
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        stop = (self.stop,) if isinstance(self.stop, str) else _as_tuple("stop", self.stop)
         if any(not isinstance(s, str) or not s for s in stop):
             raise InvalidRequestError(f"stop: expected non-empty strings, got {self.stop!r}")
         object.__setattr__(self, "stop", stop)
-        stop_ids = tuple(self.stop_token_ids)
+        stop_ids = _as_tuple("stop_token_ids", self.stop_token_ids)
         for token in stop_ids:
             _require_int("stop_token_ids", token, 0, None)
         object.__setattr__(self, "stop_token_ids", stop_ids)
@@ -58,6 +58,12 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+
+def _as_tuple(name: str, value: object) -> tuple[object, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidRequestError(f"{name}: expected a list, got {value!r}")
+    return tuple(value)
 
 
 def _require_int(name: str, value: object, low: int, high: int | None) -> None:

@@ -116,7 +116,7 @@ shapes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data(), shapes, st.integers(0, 2**31))
 def test_any_ragged_batch(data, shape, seed):
     num_decode = data.draw(st.integers(0, 3))

@@ -25,7 +25,13 @@ def test_hashing_while_the_sequence_grows_changes_nothing(a, page_size, data):
 
 
 def test_salts_separate_models_tenants_and_adapters():
-    salts = [cache_salt("m"), cache_salt("m", b"t"), cache_salt("m", adapter="t"), cache_salt("mt"), cache_salt("m", b"")]
+    salts = [
+        cache_salt("m"),
+        cache_salt("m", b"t"),
+        cache_salt("m", adapter="t"),
+        cache_salt("mt"),
+        cache_salt("m", b""),
+    ]
     hashes = [block_hashes([1, 2, 3, 4], 2, salt)[0] for salt in salts]
     assert hashes[0] == hashes[4]
     assert len(set(hashes)) == 4

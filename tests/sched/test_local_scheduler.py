@@ -38,7 +38,9 @@ def expected_output(prompt, max_tokens, stop_ids, max_model_len):
 
 
 def make_scheduler(num_pages=64, policy="priority_groups", prefix_cache=True, **limits):
-    sizes = dict(vocab_size=VOCAB, max_model_len=48, prefill_tokens=16, max_prefill_seqs=3, max_num_seqs=4, max_waiting=99)
+    sizes = dict(
+        vocab_size=VOCAB, max_model_len=48, prefill_tokens=16, max_prefill_seqs=3, max_num_seqs=4, max_waiting=99
+    )
     limits = StepLimits(**{**sizes, **limits})
     cache = PrefixCache(num_pages, PAGE, enabled=prefix_cache)
     return LocalScheduler(limits, cache, make_queue(QueueSettings(policy=policy)))
@@ -105,7 +107,9 @@ class FakeDevice:
 
 
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=30).map(tuple)
-shared = st.builds(lambda head, n, tail: head * n + tail, st.sampled_from([(1, 2, 3, 4), (0,)]), st.integers(0, 6), prompts)
+shared = st.builds(
+    lambda head, n, tail: head * n + tail, st.sampled_from([(1, 2, 3, 4), (0,)]), st.integers(0, 6), prompts
+)
 jobs = st.lists(
     st.tuples(shared.map(lambda p: p[:40]), st.integers(1, 12), st.sets(st.integers(0, VOCAB - 1), max_size=1)),
     min_size=1,
