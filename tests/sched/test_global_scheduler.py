@@ -1,0 +1,350 @@
+"""Requests and groups come and go; what is refused changes nothing."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles.naive_forest import chain
+
+from preble_jax.config import SchedSettings
+from preble_jax.errors import (
+    ConfigError,
+    GroupUnavailableError,
+    InvalidRequestError,
+    InvariantError,
+    NotFoundError,
+    PrebleError,
+    PromptTooLongError,
+)
+from preble_jax.kv.events import BlocksStored, EventBatch
+from preble_jax.sched import GlobalScheduler, GroupLost, Placement, PlaceRequest, RequestSnapshot
+from preble_jax.sched.cost import LinearCostModel
+from preble_jax.sched.placement import make_policy
+from preble_jax.sched.placement.base import slots_of
+from preble_jax.sched.window import Window
+
+PAGE_SIZE = 4
+
+
+class Report:
+    num_waiting = 3
+    num_running = 2
+
+
+def make(num_groups: int = 3, **kwargs) -> GlobalScheduler:
+    scheduler = GlobalScheduler(SchedSettings(**kwargs), PAGE_SIZE)
+    for group in range(num_groups):
+        scheduler.add_group(str(group), 50, 1, 0.0)
+    return scheduler
+
+
+def request(name: str, path: tuple[int, ...] = (1, 2, 3), **kwargs) -> PlaceRequest:
+    return PlaceRequest(request_id=name, block_hashes=chain(path), num_tokens=len(path) * PAGE_SIZE + 1, **kwargs)
+
+
+def picture(scheduler: GlobalScheduler) -> object:
+    """Everything that shows from outside."""
+    stats = scheduler.stats()
+    return stats, scheduler.num_outstanding, scheduler.num_blocks, {group: scheduler.blocks(group) for group in stats}
+
+
+REFUSED: list[tuple[type[PrebleError], Callable[[GlobalScheduler], object]]] = [
+    (InvalidRequestError, lambda s: s.place(request(""), 1.0)),
+    (InvalidRequestError, lambda s: s.place(request("busy"), 1.0)),
+    (InvalidRequestError, lambda s: s.place(replace(request("n"), num_tokens=0), 1.0)),
+    (InvalidRequestError, lambda s: s.place(replace(request("n"), num_tokens=-5, block_hashes=()), 1.0)),
+    (InvalidRequestError, lambda s: s.place(replace(request("n"), num_tokens=11), 1.0)),
+    (InvalidRequestError, lambda s: s.place(replace(request("n"), max_tokens=-1), 1.0)),
+    (InvalidRequestError, lambda s: s.place(replace(request("n"), block_hashes=chain((7,)) * 2), 1.0)),
+    (InvalidRequestError, lambda s: s.place(request("n"), math.nan)),
+    (InvalidRequestError, lambda s: s.place(request("n"), math.inf)),
+    (PromptTooLongError, lambda s: s.place(replace(request("n"), num_tokens=201), 1.0)),
+    (GroupUnavailableError, lambda s: s.place(request("n", excluded=frozenset("012")), 1.0)),
+    (NotFoundError, lambda s: s.finished("never", 1, 1, 1.0)),
+    (InvalidRequestError, lambda s: s.finished("busy", -1, 1, 1.0)),
+    (InvalidRequestError, lambda s: s.finished("busy", 1, -1, 1.0)),
+    (InvalidRequestError, lambda s: s.finished("busy", 1, 14, 1.0)),
+    (InvalidRequestError, lambda s: s.finished("busy", 1, 1, math.nan)),
+    (InvalidRequestError, lambda s: s.add_group("", 50, 1, 1.0)),
+    (InvalidRequestError, lambda s: s.add_group("9", 0, 1, 1.0)),
+    (InvalidRequestError, lambda s: s.add_group("9", 50, -1, 1.0)),
+    (InvalidRequestError, lambda s: s.add_group("0", 70, 0, 1.0)),
+    (NotFoundError, lambda s: s.remove_group("9", 1.0)),
+    (NotFoundError, lambda s: s.drain_group("9")),
+    (NotFoundError, lambda s: s.load_report("9", Report(), 1.0)),
+    (InvalidRequestError, lambda s: s.tick(math.nan)),
+]
+
+
+@pytest.mark.parametrize("case", range(len(REFUSED)))
+def test_what_is_refused_changes_nothing(case: int) -> None:
+    error, call = REFUSED[case]
+    scheduler, untouched = make(), make()
+    for each in (scheduler, untouched):
+        each.place(request("busy"), 0.5)
+    before = picture(scheduler)
+    with pytest.raises(error):
+        call(scheduler)
+    assert picture(scheduler) == before
+    scheduler.validate()
+    for i in range(5):
+        assert scheduler.place(request(f"r{i}", (i,)), 1.0) == untouched.place(request(f"r{i}", (i,)), 1.0)
+
+
+def test_a_request_ends_once_and_may_be_placed_again() -> None:
+    scheduler = make()
+    group = scheduler.place(request("a"), 0.0).group
+    assert scheduler.stats()[group].num_outstanding == 1
+    scheduler.finished("a", 0, 0, 1.0, failed=True)
+    with pytest.raises(NotFoundError):
+        scheduler.finished("a", 1, 0, 1.0)
+    again = scheduler.place(request("a", excluded=frozenset({group})), 1.0)
+    assert again.group != group and group not in again.alternatives
+    scheduler.finished("a", 7, 8, 2.0)
+    row = scheduler.stats()[again.group]
+    assert (row.num_outstanding, row.output_tokens, row.prompt_tokens, row.cached_tokens) == (0, 7, 13, 8)
+    assert row.hit_ratio == 8 / 13
+    failed = scheduler.stats()[group]
+    assert (failed.num_failed, failed.prompt_tokens, failed.hit_ratio) == (1, 0, 0.0)
+    scheduler.validate()
+
+
+def test_a_request_nobody_finishes_is_forgotten() -> None:
+    scheduler = make(request_timeout_s=30.0, group_timeout_s=1e6)
+    scheduler.place(request("a"), 0.0)
+    scheduler.place(request("b"), 20.0)
+    scheduler.tick(35.0)
+    assert scheduler.num_outstanding == 1
+    with pytest.raises(NotFoundError):
+        scheduler.finished("a", 1, 0, 35.0)
+    scheduler.finished("b", 1, 0, 35.0)
+    scheduler.validate()
+
+
+def test_silent_groups_are_lost_and_come_back() -> None:
+    scheduler = make(2, group_timeout_s=5.0)
+    scheduler.load_report("1", Report(), 4.0)
+    assert scheduler.tick(5.0) == []
+    assert scheduler.tick(5.5) == [GroupLost("0")]
+    assert scheduler.tick(5.6) == []
+    assert list(scheduler.stats()) == ["1"] and scheduler.stats()["1"].num_waiting == 3
+    assert scheduler.place(request("a"), 6.0).group == "1"
+    with pytest.raises(NotFoundError):
+        scheduler.load_report("0", Report(), 6.0)
+    assert scheduler.add_group("0", 50, 1, 6.0) == [RequestSnapshot("0")]
+    assert scheduler.place(request("b", excluded=frozenset("1")), 6.0).group == "0"
+    scheduler.validate()
+
+
+def test_draining_groups_get_nothing_new_but_are_heard() -> None:
+    scheduler = make(2)
+    scheduler.drain_group("0")
+    assert {scheduler.place(request(f"r{i}", (i,)), 0.0).group for i in range(5)} == {"1"}
+    scheduler.kv_events("0", EventBatch(1, 0, (BlocksStored(chain((1,)), None),)), 0.0)
+    scheduler.add_group("0", 50, 1, 0.0)
+    assert scheduler.stats()["0"].draining, "the same process registers again: it still drains"
+    scheduler.add_group("0", 50, 2, 0.0)
+    assert not scheduler.stats()["0"].draining
+    scheduler.drain_group("0")
+    scheduler.drain_group("1")
+    with pytest.raises(GroupUnavailableError):
+        scheduler.place(request("x"), 0.0)
+
+
+def test_a_removed_groups_requests_can_still_be_finished() -> None:
+    scheduler = make(2)
+    group = scheduler.place(request("a"), 0.0).group
+    scheduler.remove_group(group, 1.0)
+    other = scheduler.place(request("b"), 1.0)
+    assert other.group != group and other.matched_tokens == 0
+    scheduler.finished("a", 5, 0, 2.0, failed=True)
+    scheduler.finished("b", 5, 0, 2.0)
+    scheduler.validate()
+
+
+def test_slots_are_used_again_after_the_window_only() -> None:
+    scheduler = make(1, window_s=10.0, optimistic_ttl_s=30.0, group_timeout_s=1e6)
+    scheduler.place(request("a"), 0.0)
+    scheduler.remove_group("0", 1.0)
+    scheduler.add_group("new", 50, 1, 1.0)
+    assert len(scheduler._forest.num_held) == 2
+    scheduler.place(request("b"), 2.0)
+    scheduler.remove_group("new", 20.0)
+    scheduler.tick(20.0)
+    for i in range(5):
+        scheduler.add_group(f"later{i}", 50, 1, 21.0 + 20 * i)
+        placement = scheduler.place(request(f"c{i}"), 22.0 + 20 * i)
+        assert placement.matched_tokens == 0, "nothing of the slot's former group"
+        scheduler.validate()
+        scheduler.remove_group(f"later{i}", 23.0 + 20 * i)
+        scheduler.tick(40.0 + 20 * i)
+    assert len(scheduler._forest.num_held) == 2
+
+
+def test_optimistic_pages_settle_or_expire() -> None:
+    scheduler = make(2, optimistic_ttl_s=10.0, window_s=10.0, group_timeout_s=1e6)
+    first = scheduler.place(request("a", (1, 2, 3, 4)), 0.0)
+    assert scheduler.place(request("b", (1, 2, 3, 4)), 5.0).matched_tokens == 16
+    scheduler.kv_events(first.group, EventBatch(1, 0, (BlocksStored(chain((1, 2)), None),)), 6.0)
+    scheduler.tick(15.1)
+    assert scheduler.blocks(first.group) == set(chain((1, 2)))
+    assert scheduler.num_blocks == 2
+    scheduler.validate()
+
+
+def test_the_last_token_is_never_matched() -> None:
+    scheduler = make(1)
+    whole = PlaceRequest(request_id="a", block_hashes=chain((1, 2, 3)), num_tokens=12)
+    scheduler.place(whole, 0.0)
+    assert scheduler.place(replace(whole, request_id="b"), 0.0).matched_tokens == 8
+
+
+def test_prompts_without_a_full_page() -> None:
+    scheduler = make(2)
+    placed = [scheduler.place(PlaceRequest(request_id=str(i), block_hashes=(), num_tokens=3), 0.0) for i in range(4)]
+    assert {p.decision for p in placed} == {"explore"} and {p.group for p in placed} == {"0", "1"}
+    scheduler.validate()
+
+
+def test_small_groups_get_no_large_prompts() -> None:
+    scheduler = make(1)
+    scheduler.add_group("large", 500, 1, 0.0)
+    assert {scheduler.place(request(f"r{i}", (i,) * 60), 0.0).group for i in range(3)} == {"large"}
+    scheduler.add_group("0", 500, 1, 0.0)
+    assert "0" in {scheduler.place(request(f"s{i}", (5 + i,) * 60), 0.0).group for i in range(5)}
+
+
+def test_time_that_runs_backwards_counts_as_the_latest() -> None:
+    scheduler = make(1, window_s=10.0)
+    scheduler.place(request("a"), 100.0)
+    scheduler.place(request("b"), 50.0)
+    scheduler.validate()
+    scheduler.load_report("0", Report(), 60.0)
+    assert scheduler.tick(104.0) == []
+
+
+def test_round_robin_takes_turns_among_the_eligible() -> None:
+    scheduler = make(3, placement="round_robin")
+    placed = [scheduler.place(request(str(i)), 0.0) for i in range(6)]
+    assert [p.group for p in placed] == ["0", "1", "2"] * 2
+    assert placed[0].alternatives == ("1", "2") and placed[1].alternatives == ("0", "2")
+    assert {p.decision for p in placed} == {"round_robin"}
+    assert placed[3].matched_tokens == 12, "what it knows is told, though not used"
+    assert scheduler.place(request("x", excluded=frozenset("0")), 0.0).group == "1"
+    scheduler.drain_group("2")
+    assert [scheduler.place(request(f"y{i}"), 0.0).group for i in range(3)] == ["0", "1", "0"]
+
+
+def test_alternatives_prefer_who_holds_the_prompt() -> None:
+    scheduler = make(4, group_timeout_s=1e6)
+    path = (1,) * 10
+    for group in "13":
+        scheduler.kv_events(group, EventBatch(1, 0, (BlocksStored(chain(path), None),)), 0.0)
+    scheduler.kv_events("2", EventBatch(1, 0, (BlocksStored(chain(path[:5]), None),)), 0.0)
+    placement = scheduler.place(request("a", path), 0.0)
+    assert placement.decision == "exploit"
+    assert {placement.group, placement.alternatives[0]} == {"1", "3"}
+    assert placement.alternatives[1] == "2"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"window_s": 0.0},
+        {"window_s": math.nan},
+        {"max_forest_blocks": 0},
+        {"optimistic_ttl_s": -1.0},
+        {"imbalance_ratio": math.nan},
+        {"prefill_token_s": -1.0},
+        {"decode_token_s": math.inf},
+        {"placement": "e3"},
+    ],
+)
+def test_settings_that_cannot_work(bad: dict) -> None:
+    with pytest.raises(ConfigError):
+        GlobalScheduler(replace(SchedSettings(), **bad), PAGE_SIZE)
+    with pytest.raises(ConfigError):
+        GlobalScheduler(SchedSettings(), 0)
+
+
+def test_validate_sees_a_wrong_sum() -> None:
+    scheduler = make(1)
+    scheduler.place(request("a"), 0.0)
+    scheduler._groups.at(0).prefill_ns += 1
+    with pytest.raises(InvariantError, match="sums kept"):
+        scheduler.validate()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(["e2", "round_robin"]), st.integers(5, 60))
+def test_books_add_up_whatever_happens(seed: int, placement: str, max_blocks: int) -> None:
+    """Groups restart, vanish and drain under traffic, with a forest that is too small."""
+    random_ = random.Random(seed)
+    scheduler = make(
+        3, placement=placement, window_s=8.0, optimistic_ttl_s=3.0, group_timeout_s=6.0, max_forest_blocks=max_blocks
+    )
+    now, generation, running = 0.0, 1, list[tuple[str, Placement, tuple[int, ...]]]()
+    for i in range(60):
+        now += random_.choice((0.0, 0.1, 2.0))
+        group = str(random_.randrange(4))
+        match random_.randrange(7):
+            case 0:
+                generation += 1
+                scheduler.add_group(group, 50, generation, now)
+            case 1 if group in scheduler.stats():
+                if random_.random() < 0.5:
+                    scheduler.remove_group(group, now)
+                else:
+                    scheduler.drain_group(group)
+            case 2 if running:
+                name, placed, path = running.pop(random_.randrange(len(running)))
+                if placed.group in scheduler.stats():
+                    cursor = scheduler._groups.get(placed.group).cursor
+                    event = BlocksStored(chain((*path, 9, 9)), None)
+                    scheduler.kv_events(placed.group, EventBatch(cursor.generation, cursor.next_seq, (event,)), now)
+                scheduler.finished(name, 5, 0, now, failed=random_.random() < 0.3)
+            case 3:
+                scheduler.tick(now)
+            case _ if any(not row.draining for row in scheduler.stats().values()):
+                path = tuple(random_.randrange(2) for _ in range(random_.randrange(8)))
+                running.append((str(i), scheduler.place(request(str(i), path), now), path))
+        scheduler.validate()
+        assert scheduler.num_blocks <= max_blocks
+    for name, *_ in running:
+        scheduler.finished(name, 0, 0, now, failed=True)
+    scheduler.tick(now + 100.0)
+    scheduler.validate()
+    assert (scheduler.stats(), scheduler.num_outstanding, scheduler.num_blocks) == ({}, 0, 0)
+
+
+def test_window_hands_back_what_leaves() -> None:
+    window: Window[str] = Window(10.0)
+    assert [window.add(t, name) for t, name in [(0.0, "a"), (1.0, "b"), (1.0, "c")]] == [10.0, 11.0, 11.0]
+    assert list(window.expire(9.9)) == [] and len(window) == 3
+    assert list(window.expire(10.0)) == ["a"] and list(window) == ["b", "c"]
+    assert list(window.expire(99.0)) == ["b", "c"] and not len(window)
+
+
+def test_linear_cost() -> None:
+    cost = LinearCostModel(prefill_base_s=0.01, prefill_token_s=0.001, decode_token_s=0.002)
+    assert (cost.prefill_ns(0), cost.prefill_ns(1), cost.prefill_ns(100)) == (0, 11_000_000, 110_000_000)
+    assert cost.decode_ns(2.5) == 5_000_000
+
+
+def test_slots_of_a_mask() -> None:
+    assert list(slots_of(0)) == []
+    assert list(slots_of(1 << 1000 | 0b1010)) == [1, 3, 1000]
+
+
+def test_every_named_policy_is_made() -> None:
+    cost = LinearCostModel.from_settings(SchedSettings())
+    assert {type(make_policy(SchedSettings(placement=name), cost)).__name__ for name in ("e2", "round_robin")} == {
+        "E2",
+        "RoundRobin",
+    }
