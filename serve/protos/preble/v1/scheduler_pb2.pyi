@@ -1,0 +1,229 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Decision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DECISION_UNSPECIFIED: _ClassVar[Decision]
+    DECISION_EXPLOIT: _ClassVar[Decision]
+    DECISION_EXPLORE: _ClassVar[Decision]
+    DECISION_BALANCE: _ClassVar[Decision]
+    DECISION_ROUND_ROBIN: _ClassVar[Decision]
+DECISION_UNSPECIFIED: Decision
+DECISION_EXPLOIT: Decision
+DECISION_EXPLORE: Decision
+DECISION_BALANCE: Decision
+DECISION_ROUND_ROBIN: Decision
+
+class PlaceRequest(_message.Message):
+    __slots__ = ("request_id", "block_hashes", "num_tokens", "max_tokens", "tenant", "excluded_groups")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    block_hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    num_tokens: int
+    max_tokens: int
+    tenant: str
+    excluded_groups: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_id: _Optional[str] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., num_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., excluded_groups: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PlaceResponse(_message.Message):
+    __slots__ = ("group", "alternatives", "decision", "matched_tokens")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    MATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    group: GroupAddress
+    alternatives: _containers.RepeatedCompositeFieldContainer[GroupAddress]
+    decision: Decision
+    matched_tokens: int
+    def __init__(self, group: _Optional[_Union[GroupAddress, _Mapping]] = ..., alternatives: _Optional[_Iterable[_Union[GroupAddress, _Mapping]]] = ..., decision: _Optional[_Union[Decision, str]] = ..., matched_tokens: _Optional[int] = ...) -> None: ...
+
+class GroupAddress(_message.Message):
+    __slots__ = ("group", "address")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    address: str
+    def __init__(self, group: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
+class FinishedRequest(_message.Message):
+    __slots__ = ("request_id", "output_tokens", "cached_tokens", "failed")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    output_tokens: int
+    cached_tokens: int
+    failed: bool
+    def __init__(self, request_id: _Optional[str] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., failed: _Optional[bool] = ...) -> None: ...
+
+class FinishedResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WorkerMessage(_message.Message):
+    __slots__ = ("hello", "events", "snapshot", "load", "draining")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    events: KVEventBatch
+    snapshot: KVSnapshot
+    load: GroupLoad
+    draining: Draining
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., events: _Optional[_Union[KVEventBatch, _Mapping]] = ..., snapshot: _Optional[_Union[KVSnapshot, _Mapping]] = ..., load: _Optional[_Union[GroupLoad, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
+
+class SchedulerMessage(_message.Message):
+    __slots__ = ("snapshot_request",)
+    SNAPSHOT_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    snapshot_request: SnapshotRequest
+    def __init__(self, snapshot_request: _Optional[_Union[SnapshotRequest, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("group", "model", "vocab_size", "max_model_len", "page_size", "num_pages", "generation")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    group: GroupAddress
+    model: str
+    vocab_size: int
+    max_model_len: int
+    page_size: int
+    num_pages: int
+    generation: int
+    def __init__(self, group: _Optional[_Union[GroupAddress, _Mapping]] = ..., model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., page_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
+
+class KVEventBatch(_message.Message):
+    __slots__ = ("generation", "first_seq", "events")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SEQ_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    first_seq: int
+    events: _containers.RepeatedCompositeFieldContainer[KVEvent]
+    def __init__(self, generation: _Optional[int] = ..., first_seq: _Optional[int] = ..., events: _Optional[_Iterable[_Union[KVEvent, _Mapping]]] = ...) -> None: ...
+
+class KVEvent(_message.Message):
+    __slots__ = ("stored", "removed", "cleared")
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    CLEARED_FIELD_NUMBER: _ClassVar[int]
+    stored: BlocksStored
+    removed: BlocksRemoved
+    cleared: AllCleared
+    def __init__(self, stored: _Optional[_Union[BlocksStored, _Mapping]] = ..., removed: _Optional[_Union[BlocksRemoved, _Mapping]] = ..., cleared: _Optional[_Union[AllCleared, _Mapping]] = ...) -> None: ...
+
+class BlocksStored(_message.Message):
+    __slots__ = ("hashes", "parent")
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    parent: bytes
+    def __init__(self, hashes: _Optional[_Iterable[bytes]] = ..., parent: _Optional[bytes] = ...) -> None: ...
+
+class BlocksRemoved(_message.Message):
+    __slots__ = ("hashes",)
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, hashes: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class AllCleared(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class KVSnapshot(_message.Message):
+    __slots__ = ("generation", "next_seq", "stored")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    next_seq: int
+    stored: _containers.RepeatedCompositeFieldContainer[BlocksStored]
+    def __init__(self, generation: _Optional[int] = ..., next_seq: _Optional[int] = ..., stored: _Optional[_Iterable[_Union[BlocksStored, _Mapping]]] = ...) -> None: ...
+
+class GroupLoad(_message.Message):
+    __slots__ = ("num_waiting", "num_running", "waiting_tokens", "free_pages", "cached_pages", "num_pages", "prompt_tokens", "cached_tokens", "output_tokens", "finished", "steps", "step_s_recent")
+    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FREE_PAGES_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    STEP_S_RECENT_FIELD_NUMBER: _ClassVar[int]
+    num_waiting: int
+    num_running: int
+    waiting_tokens: int
+    free_pages: int
+    cached_pages: int
+    num_pages: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    finished: int
+    steps: int
+    step_s_recent: float
+    def __init__(self, num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_pages: _Optional[int] = ..., cached_pages: _Optional[int] = ..., num_pages: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., finished: _Optional[int] = ..., steps: _Optional[int] = ..., step_s_recent: _Optional[float] = ...) -> None: ...
+
+class Draining(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SnapshotRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStateRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStateResponse(_message.Message):
+    __slots__ = ("groups",)
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[GroupState]
+    def __init__(self, groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ...) -> None: ...
+
+class GroupState(_message.Message):
+    __slots__ = ("hello", "load", "draining", "exploit", "explore", "balance", "round_robin", "num_outstanding", "matched_tokens", "held_pages")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    EXPLOIT_FIELD_NUMBER: _ClassVar[int]
+    EXPLORE_FIELD_NUMBER: _ClassVar[int]
+    BALANCE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_ROBIN_FIELD_NUMBER: _ClassVar[int]
+    NUM_OUTSTANDING_FIELD_NUMBER: _ClassVar[int]
+    MATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HELD_PAGES_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    load: GroupLoad
+    draining: bool
+    exploit: int
+    explore: int
+    balance: int
+    round_robin: int
+    num_outstanding: int
+    matched_tokens: int
+    held_pages: int
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., load: _Optional[_Union[GroupLoad, _Mapping]] = ..., draining: _Optional[bool] = ..., exploit: _Optional[int] = ..., explore: _Optional[int] = ..., balance: _Optional[int] = ..., round_robin: _Optional[int] = ..., num_outstanding: _Optional[int] = ..., matched_tokens: _Optional[int] = ..., held_pages: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,149 @@
+"""Where a frontend sends a request: the scheduler's answer, and without a scheduler consistent hashing.
+
+Rendezvous hashing of the first block hashes: requests that begin alike meet on one group, and when a group goes only
+its own requests move. The groups are those the scheduler told of last; they stay known while it is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from preble_jax.errors import DeadlineError, GroupUnavailableError, PrebleError
+from serve.protos.preble.v1 import scheduler_pb2 as pb
+from serve.protos.preble.v1 import scheduler_pb2_grpc
+from serve.status import TransportError, transport_errors
+from serve.transport import open_channel
+
+POLL_S = 1.0
+PLACE_TIMEOUT_S = 2.0
+# Requests whose first FALLBACK_BLOCKS pages are equal go to the same group. Deeper, and conversations with a common
+# system prompt spread; shallower, and everything that shares a chat template's first words lands on one group.
+FALLBACK_BLOCKS = 4
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Route:
+    """One attempt at serving a request. `placed`: the scheduler knows of it and wants to hear how it ended."""
+
+    attempt_id: str
+    group: str
+    address: str
+    placed: bool
+
+
+class Router:
+    """Asks the scheduler, remembers its groups, reports back. Use as a context; inside, groups are polled."""
+
+    def __init__(self, scheduler_address: str, poll_s: float = POLL_S) -> None:
+        self._address = scheduler_address
+        self._poll_s = poll_s
+        self._background: set[asyncio.Task[None]] = set()
+        self._reachable = True
+        self.groups: dict[str, pb.Hello] = {}
+        self.has_groups = asyncio.Event()
+
+    async def __aenter__(self) -> Router:
+        self._channel = open_channel(self._address)
+        self._stub = scheduler_pb2_grpc.SchedulerStub(self._channel)
+        self._poller = asyncio.create_task(self._poll())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._poller.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._poller
+        await asyncio.gather(*self._background)
+        await self._channel.close()
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Of the groups that are known; None: no group is."""
+        return min((hello.max_model_len for hello in self.groups.values()), default=None)
+
+    async def place(self, request: pb.PlaceRequest) -> Route:
+        """Raises `GroupUnavailableError` when no group is left.
+
+        request.request_id: names the attempt, a new one each time.
+        """
+        try:
+            with transport_errors():
+                answer = await self._stub.Place(request, timeout=PLACE_TIMEOUT_S)
+        except PrebleError as error:
+            answered = not isinstance(error, TransportError | DeadlineError)
+            if answered and not isinstance(error, GroupUnavailableError):
+                raise
+            # A scheduler that answers but knows no group for us may have just started: ours may well be up.
+            self._note_reachable(answered, error)
+            return self._fall_back(request, error)
+        self._note_reachable(True)
+        return Route(request.request_id, answer.group.group, answer.group.address, placed=True)
+
+    def finished(self, route: Route, output_tokens: int, cached_tokens: int, failed: bool) -> None:
+        """Tells the scheduler in the background. Must be called once for every `place`."""
+        if not route.placed:
+            return
+        report = pb.FinishedRequest(
+            request_id=route.attempt_id, output_tokens=output_tokens, cached_tokens=cached_tokens, failed=failed
+        )
+        task = asyncio.create_task(self._report(report))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _report(self, report: pb.FinishedRequest) -> None:
+        try:
+            with transport_errors():
+                await self._stub.Finished(report, timeout=PLACE_TIMEOUT_S)
+        except PrebleError as error:  # the scheduler went away and took its record with it
+            log.info("request %s: its end was not recorded: %s", report.request_id, error)
+
+    def _fall_back(self, request: pb.PlaceRequest, error: PrebleError) -> Route:
+        groups = self.groups.keys() - set(request.excluded_groups)
+        if not groups:
+            raise GroupUnavailableError(
+                f"expected a device group to serve the request, none is left ({error})"
+            ) from error
+        key = rendezvous_key(request.block_hashes, request.request_id)
+        group = rendezvous(key, groups)
+        return Route(request.request_id, group, self.groups[group].group.address, placed=False)
+
+    async def _poll(self) -> None:
+        while True:
+            try:
+                with transport_errors():
+                    state = await self._stub.GetState(pb.GetStateRequest(), timeout=PLACE_TIMEOUT_S)
+                self._note_reachable(True)
+                self._learn(state)
+            except PrebleError as error:
+                self._note_reachable(False, error)
+            await asyncio.sleep(self._poll_s if self.groups else self._poll_s / 10)
+
+    def _learn(self, state: pb.GetStateResponse) -> None:
+        groups = {state.hello.group.group: state.hello for state in state.groups if not state.draining}
+        if groups:
+            self.groups = groups
+            self.has_groups.set()
+
+    def _note_reachable(self, reachable: bool, error: PrebleError | None = None) -> None:
+        if reachable != self._reachable:
+            self._reachable = reachable
+            if reachable:
+                log.info("the scheduler at %s is back", self._address)
+            else:
+                log.warning("no scheduler at %s (%s): placing by consistent hashing", self._address, error)
+
+
+def rendezvous_key(block_hashes: Sequence[bytes], request_id: str) -> bytes:
+    """One chained hash covers all blocks before it. A prompt below a page has none and shares nothing: spread those."""
+    return block_hashes[min(FALLBACK_BLOCKS, len(block_hashes)) - 1] if block_hashes else request_id.encode()
+
+
+def rendezvous(key: bytes, groups: Collection[str]) -> str:
+    """Highest random weight (Thaler and Ravishankar, 1998): the group whose hash together with `key` is largest."""
+    return max(groups, key=lambda group: blake2b(key + group.encode(), digest_size=8).digest())
