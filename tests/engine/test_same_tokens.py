@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import jax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from preble_jax.request import Request
 from preble_jax.sampling_params import SamplingParams
@@ -17,14 +20,15 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
 RANDOM = SamplingParams(temperature=0.9, top_p=0.9, top_k=40, seed=11, max_tokens=24)
 
 
-def generate(engine, prompts, sampling, on_step=lambda engine: None):
+def generate(engine, prompts, sampling, on_step=lambda engine: None, num_held=0):
+    """Runs all prompts to their ends and validates the bookkeeping after each step. num_held: pages kept from them."""
     for i, prompt in enumerate(prompts):
         engine.add(Request(request_id=str(i), prompt_token_ids=prompt, sampling=sampling))
     tokens = {str(i): [] for i in range(len(prompts))}
     while engine.has_work:
         for output in engine.step():
             tokens[output.request_id] += output.token_ids
-        engine.scheduler.validate()
+        engine.cache.validate() if num_held else engine.scheduler.validate()
         on_step(engine)
     return [tokens[str(i)] for i in range(len(prompts))]
 
@@ -81,6 +85,49 @@ def test_forced_eviction_and_preemption(make_engine, sampling, alone):
     assert generate(engine, PROMPTS, sampling, disturb) == alone
     assert engine.scheduler.num_preemptions > 0
     assert sum(evicted) > 0
+
+
+prompts_sharing_prefixes = st.lists(
+    st.builds(
+        lambda head, tail: PROMPTS[0][:head] + tail,
+        st.integers(0, len(PROMPTS[0])),
+        st.lists(st.integers(0, 255), min_size=1, max_size=40),
+    ),
+    min_size=1,
+    max_size=16,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(prompts_sharing_prefixes, st.integers(1, 64), st.integers(20, 256), st.booleans(), st.data())
+def test_any_batch_chunk_pool_and_order(make_engine, prompts, chunk, num_pages, prefix_cache, data):
+    """Chunks of any length, a pool of any size (the other pages are held), requests that come and are cancelled."""
+    one_by_one = make_engine(prefix_cache=False)
+    expected = [generate(one_by_one, [prompt], GREEDY)[0] for prompt in prompts]
+    engine = make_engine(prefix_cache=prefix_cache)
+    engine.limits = engine.scheduler.limits = replace(engine.limits, prefill_tokens=chunk)
+    held = engine.cache.open([])
+    engine.cache.extend(held, 256 - num_pages)
+    cancelled = data.draw(st.sets(st.integers(0, len(prompts) - 1), max_size=3))
+    cancel_at = data.draw(st.integers(0, 30))
+
+    def disturb(engine):
+        if engine.counters.steps == cancel_at:
+            for i in cancelled:
+                engine.cancel(str(i))
+
+    got = generate(engine, prompts, GREEDY, disturb, num_held=256 - num_pages)
+    for i, tokens in enumerate(got):
+        assert tokens == expected[i][: len(tokens)]
+        assert len(tokens) == len(expected[i]) or i in cancelled
+    assert engine.cache.num_available == num_pages
+
+
+def test_heads_that_do_not_divide_are_kept_whole(make_engine, sampling, alone):
+    """4 key heads on 3 devices: attention on each of them, the rest split where it divides."""
+    engine = make_engine(mesh={"tensor": 3})
+    assert generate(engine, PROMPTS[:4], sampling) == alone[:4]
+    assert engine.runner.pages[0].addressable_shards[0].data.shape[1] == 4
 
 
 @pytest.mark.parametrize("tensor", [1, 2, 4])
