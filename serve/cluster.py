@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from preble_jax.config_files import load_config
 from preble_jax.env import cache_dir
-from preble_jax.errors import GroupUnavailableError, PrebleError
+from preble_jax.errors import ConfigError, GroupUnavailableError, PrebleError
 from preble_jax.model.registry import resolve
 from preble_jax.progress import Progress, make_progress
 from serve.children import Child
@@ -53,6 +53,8 @@ class Cluster:
     ) -> None:
         self._overrides = dict(overrides or {})
         self.config = load_config(config_file, self._overrides)
+        if self.config.serve.groups < 1:
+            raise ConfigError(f"serve.groups: expected at least 1 device group, got {self.config.serve.groups}")
         self._config_arguments = [
             *(["--config", config_file] if config_file is not None else []),
             *(f"--config.{key}={value}" for key, value in self._overrides.items()),
@@ -72,7 +74,12 @@ class Cluster:
     def __enter__(self) -> Cluster:
         self._require_free_ports()
         resolve(self.config.model.name, self._progress)  # before the children do, which would fetch it all at once
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.run_dir}: expected a folder for logs that can be made: {error.strerror}"
+            ) from error
         try:
             self._start()
         except BaseException:

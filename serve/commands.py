@@ -67,9 +67,9 @@ def serve(arguments: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop the children first
     with Cluster(arguments.config, arguments.overrides, run_dir=arguments.run_dir) as cluster:
-        print(_how_to_call(cluster.frontend_address, cluster.config, cluster.run_dir), flush=True)
         reported: set[str] = set()
         try:
+            print(_how_to_call(cluster.frontend_address, cluster.config, cluster.run_dir), flush=True)
             while True:
                 time.sleep(WATCH_S)
                 for child in cluster.dead():
@@ -106,12 +106,18 @@ def chat(arguments: argparse.Namespace) -> int:
     from preble_jax.sampling_params import SamplingParams
     from serve.chat import run_chat
     from serve.client import Client
+    from serve.status import TransportError
 
     settings = load_config(arguments.config, arguments.overrides).serve
     address = arguments.address or f"{settings.host}:{settings.frontend_port}"
     sampling = SamplingParams(max_tokens=arguments.max_tokens, temperature=arguments.temperature)
-    with Client(address) as client:
-        run_chat(client, sampling, arguments.system)
+    try:
+        with Client(address) as client:
+            run_chat(client, sampling, arguments.system)
+    except TransportError as error:
+        raise GroupUnavailableError(
+            f"expected a frontend at {address}, got none ({error}); start one: preble-jax serve"
+        ) from error
     return 0
 
 

@@ -153,10 +153,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
                 f"{hello.page_size}; give both the same configuration"
             )
         link = _Link(hello)
-        if link.group in self._links:  # a half-open connection that has not noticed yet
-            self._leave(self._links[link.group])
         instructions = self._scheduler.add_group(link.group, hello.num_pages, hello.generation, self._clock())
-        self._links[link.group] = link
+        self._links[link.group] = link  # in place of one that is half open and has not noticed yet
         self._carry_out(instructions)
         log.info("group %s joined from %s", link.group, hello.group.address)
         return link

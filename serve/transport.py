@@ -96,10 +96,10 @@ def require_free_port(host: str, port: int, setting: str) -> None:
         with socket.create_server((host, port)):
             pass
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise ConfigError(
             f"{setting}: expected an address to listen on, got {host}:{port}, which is taken or not this machine's "
-            f"({os.strerror(error.errno) if error.errno else error}); stop what listens there, or choose another port with "
-            f"--config.{setting}=PORT (0: any free one)"
+            f"({reason}); stop what listens there, or choose another with --config.{setting}=PORT (0: any free one)"
         ) from error
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from preble_jax.errors import PrebleError
+from preble_jax.errors import ConfigError, PrebleError
 from preble_jax.sampling_params import SamplingParams
 from serve.client import AsyncClient
 from serve.cluster import Cluster, new_run_dir
@@ -33,14 +33,21 @@ ANY_PORT = {"serve.frontend_port": "0", "serve.scheduler_port": "0", "serve.work
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """Exit status: 0 if no request failed."""
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise ConfigError(
+            f"--json: expected a file in a folder that exists, got {arguments.json}; make the folder first"
+        )
     console = Console()
     requests = load_requests(arguments.seed)
+    num_families = len({request.family for request in requests})
     sampling = SamplingParams(max_tokens=arguments.max_tokens, temperature=0.0)
     run_dir: Path = arguments.run_dir or new_run_dir()
     summaries = []
     for cluster in _clusters(arguments, run_dir):
         placement = cluster.config.sched.placement
-        console.print(f"{len(requests)} requests in 3 prefix families, placement {placement}", highlight=False)
+        console.print(
+            f"{len(requests)} requests in {num_families} prefix families, placement {placement}", highlight=False
+        )
         with cluster:
             summaries.append(asyncio.run(_measure(cluster, requests, sampling, make_view(console))))
     console.print(summary_table(summaries))

@@ -56,6 +56,12 @@ class Deployment:
         worker._link_task.cancel()
         await worker._server._server.stop(None)
 
+    async def cut_links(self) -> None:
+        """The workers go on serving, and say nothing to any scheduler."""
+        for worker in self.workers.values():
+            worker._link_task.cancel()
+        await self.until_state(lambda groups: not groups)
+
     async def stop_scheduler(self) -> None:
         await self.scheduler.__aexit__()
 

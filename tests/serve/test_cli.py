@@ -56,6 +56,13 @@ def test_a_port_that_is_taken_is_found_before_anything_starts(
     assert not (tmp_path / "run").exists()
 
 
+def test_settings_that_cannot_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["serve", "--config.serve.groups=0"]) == 2
+    assert "at least 1 device group" in error_line(capsys)
+    assert main(["demo", "--json", str(tmp_path / "nowhere" / "summary.json")]) == 2
+    assert "--json" in error_line(capsys)
+
+
 def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([])
@@ -66,7 +73,7 @@ def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None
 def test_chat_with_nobody_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", lambda prompt: "hello")
     assert main(["chat", "--address", "127.0.0.1:1"]) == 2
-    assert "127.0.0.1:1" in error_line(capsys)
+    assert "preble-jax serve" in error_line(capsys)
 
 
 def test_scheduler_and_frontend_processes_never_load_jax() -> None:

@@ -12,6 +12,7 @@ from preble_jax.errors import GroupUnavailableError
 from preble_jax.kv.hashing import block_hashes, cache_salt
 from preble_jax.sampling_params import SamplingParams
 from serve.protos.preble.v1 import worker_pb2, worker_pb2_grpc
+from serve.router import POLL_S
 from serve.transport import open_channel
 
 PROMPT = "the quick brown fox"
@@ -113,6 +114,12 @@ async def test_without_a_scheduler_a_dead_group_is_gone_round(deployment: Deploy
     answer = await deployment.client.generate(PROMPT, GREEDY)
     assert answer.text == "the quick"
     assert answer.usage.group != dead
+
+
+async def test_a_scheduler_that_knows_nobody_yet_is_gone_round_too(deployment: Deployment) -> None:
+    await deployment.cut_links()
+    await asyncio.sleep(1.2 * POLL_S)  # the frontend has asked, and was told of no group
+    assert (await deployment.client.generate(PROMPT, GREEDY)).text == "the quick"
 
 
 async def test_a_new_scheduler_learns_what_the_groups_hold(deployment: Deployment) -> None:
