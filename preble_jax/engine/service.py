@@ -100,7 +100,7 @@ class EngineService:
     async def submit(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
         """Outputs of a request until a finished one. Leaving early cancels it: its pages are free one step later.
 
-        Raises, before the first output: InvalidRequestError, PromptTooLongError, OverloadedError, GroupUnavailableError.
+        Raises InvalidRequestError, PromptTooLongError, OverloadedError or GroupUnavailableError, before any output.
         """
         if self._draining or not self._thread.is_alive():
             raise GroupUnavailableError("this device group drains or has stopped; send the request to another one")

@@ -96,7 +96,7 @@ class LocalScheduler:
         return StepPlan(tuple(decode), tuple(prefill))
 
     def settle(self, plan: StepPlan, tokens: Seq[int], logprobs: Seq[float], now: float) -> list[RequestOutput]:
-        """Books a step's results: a token and its log-probability for each of `plan.rows`, ignored if it samples none."""
+        """Books a step's results: for each of `plan.rows` a token and its log-probability, ignored if it samples none."""
         outputs = []
         for row, token, logprob in zip(plan.rows, tokens, logprobs, strict=True):
             sequence = row.sequence
@@ -177,7 +177,8 @@ class LocalScheduler:
         self._insert_running(sequence)
         if self.cache.enabled:
             for block_hash in sequence.hashes()[len(hashes) :]:
-                self._computing.setdefault(block_hash, sequence)
+                if self.cache.tree.get(block_hash) is None:  # a prompt's last page may be cached, yet is computed
+                    self._computing.setdefault(block_hash, sequence)
         return True
 
     def _insert_running(self, sequence: Sequence) -> None:
@@ -213,7 +214,8 @@ class LocalScheduler:
         hashes = sequence.hashes()[:num_full]
         first = sequence.pages.num_committed
         self.cache.commit(sequence.pages, hashes)
-        self._forget_computing(sequence, hashes[first:])
+        for block_hash in hashes[first:]:
+            self._computing.pop(block_hash, None)  # whoever was to make it: it is there
 
     def _forget_computing(self, sequence: Sequence, hashes: Iterable[bytes]) -> None:
         for block_hash in hashes:

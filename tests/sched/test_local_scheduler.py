@@ -117,7 +117,7 @@ jobs = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     jobs,
     st.integers(12, 40),
@@ -189,6 +189,18 @@ def test_requests_wait_for_a_prefix_that_is_being_computed(prefill_tokens):
     device.run()
     assert device.num_computed == len(head) + 8 * 3
     assert sum(device.cached.values()) == 7 * len(head)
+
+
+@pytest.mark.parametrize("first", [5, 4])
+def test_a_prompt_that_is_all_of_anothers_first_page(first):
+    """Its only full page is never taken from the cache, so it runs beside the one that computes the same page."""
+    scheduler = make_scheduler(prefill_tokens=1)
+    device = FakeDevice(scheduler)
+    for name, length in (("a", first), ("b", 4), ("c", 5)):
+        scheduler.add(make_request(name, [0] * length, 1), 0.0)
+    device.run()
+    assert len(device.reasons) == 3
+    assert device.cached["c"] == PAGE
 
 
 def test_a_request_with_another_salt_does_not_share():
