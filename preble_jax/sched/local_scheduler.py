@@ -96,7 +96,7 @@ class LocalScheduler:
         return StepPlan(tuple(decode), tuple(prefill))
 
     def settle(self, plan: StepPlan, tokens: Seq[int], logprobs: Seq[float], now: float) -> list[RequestOutput]:
-        """Books a step's results: for each of `plan.rows` a token and its log-probability, ignored if it samples none."""
+        """Books a step's results: a token and its log-probability a row of `plan`, ignored if it samples none."""
         outputs = []
         for row, token, logprob in zip(plan.rows, tokens, logprobs, strict=True):
             sequence = row.sequence

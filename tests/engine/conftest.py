@@ -25,15 +25,15 @@ TINY = ModelConfig(
     head_dim=16,
     max_position=1024,
 )
-SETTINGS = dict(
-    dtype="float32",
-    page_size=8,
-    num_pages=256,
-    max_num_seqs=16,
-    decode_buckets=(16,),
-    prefill_buckets=(64,),
-    max_prefill_seqs=4,
-)
+SETTINGS = {
+    "dtype": "float32",
+    "page_size": 8,
+    "num_pages": 256,
+    "max_num_seqs": 16,
+    "decode_buckets": (16,),
+    "prefill_buckets": (64,),
+    "max_prefill_seqs": 4,
+}
 
 
 @pytest.fixture(scope="session")

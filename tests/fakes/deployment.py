@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 
 from fakes.engine import FakeEngine
 from fakes.tokenizer import byte_tokenizer
-
 from preble_jax.config import Config, KVSettings, ModelSettings, ServeSettings
 from serve.client import AsyncClient
 from serve.frontend import Frontend

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles.attention import attend
 
 from kernels_pallas import PageLayout, paged_attention, resolve_backend, write_kv
+from oracles.attention import attend
 
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 1e-2}
 

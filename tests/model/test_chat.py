@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.tokenizer import TEMPLATE, byte_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fakes.tokenizer import TEMPLATE, byte_tokenizer
 from preble_jax.errors import CheckpointError, InvalidRequestError
 from preble_jax.model.chat import encode_chat, render_chat
 from preble_jax.model.tokenizer import Tokenizer, load_tokenizer

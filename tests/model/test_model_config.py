@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes.checkpoints import TINY
 
+from fakes.checkpoints import TINY
 from preble_jax.errors import CheckpointError
 from preble_jax.model.config import LinearRopeScaling, Llama3RopeScaling, ModelConfig
 

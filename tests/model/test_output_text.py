@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from fakes.tokenizer import byte_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fakes.tokenizer import byte_tokenizer
 from preble_jax.model.text import OutputText
 from preble_jax.model.tokenizer import Tokenizer
 

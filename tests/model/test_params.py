@@ -8,9 +8,9 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes.checkpoints import TINY, packed, random_hf_tensors
 from jax.sharding import PartitionSpec as P
 
+from fakes.checkpoints import TINY, packed, random_hf_tensors
 from preble_jax.model.config import ModelConfig
 from preble_jax.model.params import LOGICAL_RULES, param_table, spec_for
 

@@ -94,14 +94,14 @@ def test_greedy_rows_take_the_most_likely_token_and_its_log_probability():
 def test_a_row_does_not_depend_on_its_neighbours():
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(16, VOCAB)).astype(np.float32)
-    columns = dict(
-        temperature=rng.uniform(0.5, 1.5, 16),
-        top_k=rng.integers(0, 20, 16),
-        top_p=rng.uniform(0.5, 1.0, 16),
-        min_p=rng.uniform(0, 0.1, 16),
-        seed=rng.integers(0, 2**32, 16, dtype=np.uint32),
-        num_made=rng.integers(0, 100, 16),
-    )
+    columns = {
+        "temperature": rng.uniform(0.5, 1.5, 16),
+        "top_k": rng.integers(0, 20, 16),
+        "top_p": rng.uniform(0.5, 1.0, 16),
+        "min_p": rng.uniform(0, 0.1, 16),
+        "seed": rng.integers(0, 2**32, 16, dtype=np.uint32),
+        "num_made": rng.integers(0, 100, 16),
+    }
     together = np.asarray(run(logits, arrays(16, **columns))[0])
     for row in range(16):
         alone = run(logits[[row, row]], arrays(2, **{k: [v[row], v[row]] for k, v in columns.items()}))[0]

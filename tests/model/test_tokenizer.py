@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.checkpoints import CONTROL_TOKENS, tokenizer_metadata, write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakes.checkpoints import CONTROL_TOKENS, tokenizer_metadata, write_gguf
 from preble_jax.errors import CheckpointError, InvalidRequestError
 from preble_jax.model.tokenizer import Tokenizer, load_tokenizer
 

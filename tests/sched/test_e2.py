@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from oracles.naive_forest import chain
 from oracles.paper_e2 import PaperE2
-
 from preble_jax.config import SchedSettings
 from preble_jax.kv.events import BlocksRemoved, BlocksStored, EventBatch
 from preble_jax.sched import GlobalScheduler, Placement, PlaceRequest

@@ -7,8 +7,8 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles.naive_forest import NaiveForest, chain
 
+from oracles.naive_forest import NaiveForest, chain
 from preble_jax.errors import InvalidRequestError, InvariantError
 from preble_jax.kv.events import AllCleared, BlocksRemoved, BlocksStored
 from preble_jax.sched.forest import Forest

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles.naive_forest import chain
 
+from oracles.naive_forest import chain
 from preble_jax.config import SchedSettings
 from preble_jax.errors import (
     ConfigError,

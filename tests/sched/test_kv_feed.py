@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles.naive_forest import chain
 
+from oracles.naive_forest import chain
 from preble_jax.config import SchedSettings
 from preble_jax.errors import InvalidRequestError, NotFoundError
 from preble_jax.kv.events import AllCleared, BlocksRemoved, BlocksStored, EventBatch, KVEvent, Snapshot

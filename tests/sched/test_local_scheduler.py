@@ -38,9 +38,14 @@ def expected_output(prompt, max_tokens, stop_ids, max_model_len):
 
 
 def make_scheduler(num_pages=64, policy="priority_groups", prefix_cache=True, **limits):
-    sizes = dict(
-        vocab_size=VOCAB, max_model_len=48, prefill_tokens=16, max_prefill_seqs=3, max_num_seqs=4, max_waiting=99
-    )
+    sizes = {
+        "vocab_size": VOCAB,
+        "max_model_len": 48,
+        "prefill_tokens": 16,
+        "max_prefill_seqs": 3,
+        "max_num_seqs": 4,
+        "max_waiting": 99,
+    }
     limits = StepLimits(**{**sizes, **limits})
     cache = PrefixCache(num_pages, PAGE, enabled=prefix_cache)
     return LocalScheduler(limits, cache, make_queue(QueueSettings(policy=policy)))

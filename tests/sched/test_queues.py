@@ -81,7 +81,7 @@ def test_no_group_starves_behind_a_stream_of_cached_requests():
 
 def test_a_group_that_was_empty_has_saved_up_nothing():
     queue = PriorityGroups(2)
-    cached = {i: 99 for i in range(100)}
+    cached = dict.fromkeys(range(100), 99)
     for order in range(40):
         queue.add(waiting(order))
     admit(queue, cached, 30)

@@ -8,11 +8,11 @@ import json
 from collections import Counter
 
 import pytest
-from fakes.deployment import Deployment
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from fakes.deployment import Deployment
 from preble_jax.sampling_params import SamplingParams
 from serve.client import Usage
 from serve.demo.requests import DemoRequest, load_requests

@@ -6,8 +6,8 @@ import asyncio
 from contextlib import aclosing
 
 import pytest
-from fakes.deployment import Deployment, until
 
+from fakes.deployment import Deployment, until
 from preble_jax.errors import GroupUnavailableError
 from preble_jax.kv.hashing import block_hashes, cache_salt
 from preble_jax.sampling_params import SamplingParams

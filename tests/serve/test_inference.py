@@ -8,9 +8,9 @@ from contextlib import aclosing
 
 import grpc
 import pytest
+
 from fakes.deployment import Deployment, until
 from fakes.tokenizer import byte_tokenizer
-
 from preble_jax.errors import (
     DeadlineError,
     InvalidRequestError,

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from fakes.deployment import CONFIG
 
+from fakes.deployment import CONFIG
 from preble_jax.config import Config, SchedSettings
 from preble_jax.errors import GroupUnavailableError, InvalidRequestError, NotFoundError
 from serve.protos.preble.v1 import scheduler_pb2 as pb

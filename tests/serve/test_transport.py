@@ -7,11 +7,11 @@ import socket
 from contextlib import closing
 
 import pytest
-from fakes.deployment import CONFIG, Deployment, until
-from fakes.tokenizer import byte_tokenizer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from fakes.deployment import CONFIG, Deployment, until
+from fakes.tokenizer import byte_tokenizer
 from preble_jax.errors import ConfigError
 from serve.frontend import Frontend
 from serve.scheduler import Scheduler

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fakes.checkpoints import (
     TINY,
     gguf_metadata,
@@ -16,10 +20,6 @@ from fakes.checkpoints import (
     tokenizer_metadata,
     write_gguf,
 )
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from preble_jax.errors import CheckpointError
 from preble_jax.model.config import LinearRopeScaling
 from preble_jax.model.params import param_table

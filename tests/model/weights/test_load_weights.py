@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
 from fakes.checkpoints import (
     TINY,
     gguf_metadata,
@@ -25,9 +28,6 @@ from fakes.checkpoints import (
     write_gguf,
 )
 from fakes.tokenizer import byte_tokenizer
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
-
 from preble_jax import env
 from preble_jax.errors import CheckpointError
 from preble_jax.model.params import param_table

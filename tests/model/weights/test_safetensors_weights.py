@@ -8,10 +8,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from fakes.checkpoints import TINY, packed, random_hf_tensors
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from fakes.checkpoints import TINY, packed, random_hf_tensors
 from preble_jax.errors import CheckpointError
 from preble_jax.model.params import param_table
 from preble_jax.model.weights import open_checkpoint
