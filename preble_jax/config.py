@@ -5,12 +5,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from preble_jax.errors import ConfigError
 
 Dtype = Literal["bfloat16", "float32"]
+
+
+def _require(key: str, value: float, low: float, high: float = math.inf) -> None:
+    """NaN and infinity are refused too."""
+    if not low <= value <= high or math.isinf(value):
+        bound = f">= {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
+        raise ConfigError(f"{key}: expected {bound}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +32,9 @@ class ModelSettings:
     dtype: Dtype = "bfloat16"
     max_model_len: int = 0
 
+    def __post_init__(self) -> None:
+        _require("model.max_model_len", self.max_model_len, 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class KVSettings:
@@ -33,6 +44,11 @@ class KVSettings:
     num_pages: int = 0
     memory_gib: float = 2.0
     prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        _require("kv.page_size", self.page_size, 1)
+        _require("kv.num_pages", self.num_pages, 0)
+        _require("kv.memory_gib", self.memory_gib, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +68,19 @@ class EngineSettings:
     max_prefill_seqs: int = 8
     attention: str = "auto"
 
+    def __post_init__(self) -> None:
+        _require("engine.max_num_seqs", self.max_num_seqs, 1)
+        _require("engine.max_prefill_seqs", self.max_prefill_seqs, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeshSettings:
     """The device group's mesh. tensor: devices over which weights and KV heads are split."""
 
     tensor: int = 1
+
+    def __post_init__(self) -> None:
+        _require("mesh.tensor", self.tensor, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +91,15 @@ class QueueSettings:
     num_priority_groups: int = 10
     max_waiting: int = 10_000
 
+    def __post_init__(self) -> None:
+        _require("queue.num_priority_groups", self.num_priority_groups, 1)
+        _require("queue.max_waiting", self.max_waiting, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SchedSettings:
-    """Global placement. Costs are seconds of a device group; the defaults were measured on two CPU cores
-    (docs/architecture.md).
+    """Global placement. Costs are seconds of a device group; the defaults are those of the default model on
+    one CPU core (benchmarks/step_costs.py measures them).
 
     placement: the policy. "round_robin" ignores prefixes and loads; it is there for comparison.
     window_s: the window H over which history counts.
@@ -90,9 +117,9 @@ class SchedSettings:
     placement: Literal["e2", "round_robin"] = "e2"
     window_s: float = 180.0
     imbalance_ratio: float = 0.8
-    prefill_base_s: float = 0.01
+    prefill_base_s: float = 0.03
     prefill_token_s: float = 0.0008
-    decode_token_s: float = 0.005
+    decode_token_s: float = 0.006
     max_forest_blocks: int = 2_000_000
     group_timeout_s: float = 5.0
     optimistic_ttl_s: float = 60.0
@@ -125,6 +152,13 @@ class ServeSettings:
     report_interval_s: float = 0.25
     start_timeout_s: float = 600.0
 
+    def __post_init__(self) -> None:
+        for name in ("frontend_port", "scheduler_port", "worker_port"):
+            _require(f"serve.{name}", getattr(self, name), 0, 65_535)
+        _require("serve.groups", self.groups, 1)
+        for name in ("report_interval_s", "start_timeout_s"):
+            _require(f"serve.{name}", getattr(self, name), 0.01)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -137,7 +171,3 @@ class Config:
     queue: QueueSettings = field(default_factory=QueueSettings)
     sched: SchedSettings = field(default_factory=SchedSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
-
-    def __post_init__(self) -> None:
-        if self.kv.page_size < 1:
-            raise ConfigError(f"kv.page_size: expected at least 1 token a page, got {self.kv.page_size}")

@@ -124,7 +124,7 @@ def test_a_typo_in_a_file_names_the_file(tmp_path: Path) -> None:
     [
         ("    return 3\n", "must return an ml_collections ConfigDict, got int"),
         ("    return ConfigDict({'kv': 3})\n", "kv: expected a section of settings, got 3"),
-        ("    return ConfigDict({'kv': {'page_size': 0}})\n", "kv.page_size: expected at least 1"),
+        ("    return ConfigDict({'kv': {'page_size': 0}})\n", "kv.page_size: expected >= 1"),
         ("    raise KeyError('disk')\n", "running it raised KeyError: 'disk'"),
         ("    return (\n", "running it raised SyntaxError"),
         ("    pass\n\n\nget_config = None\n", "expected a get_config"),

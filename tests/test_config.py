@@ -1,0 +1,37 @@
+"""Settings that cannot work are refused where they are made, by their dotted name."""
+
+from __future__ import annotations
+
+import pytest
+
+from preble_jax.config import Config
+from preble_jax.config_files import load_config
+from preble_jax.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model.max_model_len", "-1", "expected >= 0, got -1"),
+        ("kv.page_size", "0", "expected >= 1, got 0"),
+        ("kv.num_pages", "-5", "expected >= 0, got -5"),
+        ("kv.memory_gib", "nan", "finite"),
+        ("engine.max_num_seqs", "0", "expected >= 1, got 0"),
+        ("engine.max_prefill_seqs", "0", "expected >= 1, got 0"),
+        ("mesh.tensor", "0", "expected >= 1, got 0"),
+        ("queue.num_priority_groups", "0", "expected >= 1, got 0"),
+        ("queue.max_waiting", "0", "expected >= 1, got 0"),
+        ("serve.groups", "0", "expected >= 1, got 0"),
+        ("serve.frontend_port", "70000", r"expected in \[0, 65535\], got 70000"),
+        ("serve.report_interval_s", "0", "expected >= 0.01, got 0"),
+        ("serve.start_timeout_s", "inf", "finite"),
+        ("sched.window_s", "0", "expected finite seconds > 0"),
+    ],
+)
+def test_values_out_of_range_name_the_key(key: str, value: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: .*{expected}"):
+        load_config(None, {key: value})
+
+
+def test_the_defaults_are_valid_and_equal() -> None:
+    assert Config() == Config()
