@@ -1,104 +1,213 @@
-"""Decisions per second of the global scheduler, in process, on ToolBench-shaped prompts.
+"""The global scheduler's speed and size: decisions in process and over gRPC, KV events, memory of the forest.
 
-600 tokens shared by all, 960 per tool (Zipf 1.3 over 2,000 tools), 275 of the request's own; pages of 16 tokens. Each
-request is placed, its group's stores and evictions come back as KV events, and it finishes. Prompts and hashes are made
-before the clock starts; only `place` is timed for the decisions, only `kv_events` for the event pages.
+    python benchmarks/scheduler.py [--json OUT] [--rounds 5] [--only decisions rpc memory]
 
-    python benchmarks/scheduler.py [--requests 10000] [--groups 4 64]
+ToolBench-shaped traffic (toolbench.py). Each request is placed, its group's stores and evictions come back as KV
+events, and it finishes. Prompts and hashes are made before the clock starts; only `place` is timed for the decisions,
+only `kv_events` for the event pages. A row's value is the median of its rounds, its spread their least and greatest.
+Everything runs on one core; over gRPC the client has a second one (place_rpc.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import random
+import asyncio
+import json
+import os
+import platform
+import statistics
 import time
-from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import forest_memory
+import place_rpc
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from toolbench import OUTPUT_TOKENS, PAGE_SIZE, FakeGroup, prompts
 
 from preble_jax.config import SchedSettings
-from preble_jax.kv.events import AllCleared, BlocksRemoved, BlocksStored, EventBatch, KVEvent
+from preble_jax.kv.events import AllCleared
 from preble_jax.sched import GlobalScheduler, PlaceRequest
+from serve.profile import processor
+from serve.scheduler import collect_rarely
 
-PAGE_SIZE, SHARED, TOOL, OWN, NUM_TOOLS, ZIPF = 16, 600, 960, 275, 2_000, 1.3
-NUM_TOKENS = SHARED + TOOL + OWN
-
-
-def prompts(num_requests: int, seed: int = 0) -> list[PlaceRequest]:
-    """Hashes are numbers that name the prefix: what hashing costs is the frontend's business."""
-    random_ = random.Random(seed)
-    weights = list(itertools.accumulate(rank**-ZIPF for rank in range(1, NUM_TOOLS + 1)))
-    requests = []
-    for i, tool in enumerate(random_.choices(range(NUM_TOOLS), cum_weights=weights, k=num_requests)):
-        hashes = []
-        for page in range(NUM_TOKENS // PAGE_SIZE):
-            end = (page + 1) * PAGE_SIZE
-            owner = 0 if end <= SHARED else 1 + tool if end <= SHARED + TOOL else 1 + NUM_TOOLS + i
-            hashes.append((owner << 32 | page).to_bytes(16, "little"))
-        requests.append(
-            PlaceRequest(request_id=str(i), block_hashes=tuple(hashes), num_tokens=NUM_TOKENS, max_tokens=64)
-        )
-    return requests
+ARRIVAL_GAP_S = 0.01
+NUM_REQUESTS = 10_000
+LARGE_FOREST_PAGES = 1_000_000
 
 
-class FakeGroup:
-    """A device group's tree as far as its KV events show it: stores what is new, evicts the least recently used."""
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measure: median, least and greatest of its rounds. less: the target is an upper bound."""
 
-    def __init__(self, num_pages: int) -> None:
-        self.num_pages = num_pages
-        self.next_seq = 0
-        self.pages: OrderedDict[bytes, None] = OrderedDict()
+    measure: str
+    unit: str
+    value: float
+    least: float
+    greatest: float
+    target: float | None = None
+    less: bool = False
+    note: str = ""
 
-    def serve(self, hashes: tuple[bytes, ...]) -> EventBatch:
-        num_cached = next((i for i, block in enumerate(hashes) if block not in self.pages), len(hashes))
-        for block in reversed(hashes):
-            self.pages[block] = None
-            self.pages.move_to_end(block)
-        events: list[KVEvent] = []
-        if num_cached < len(hashes):
-            events.append(BlocksStored(hashes[num_cached:], hashes[num_cached - 1] if num_cached else None))
-        if len(self.pages) > self.num_pages:
-            excess = len(self.pages) - self.num_pages
-            events.append(BlocksRemoved(tuple(self.pages.popitem(last=False)[0] for _ in range(excess))))
-        batch = EventBatch(1, self.next_seq, tuple(events))
-        self.next_seq += len(events)
-        return batch
+    @classmethod
+    def of(cls, measure: str, unit: str, samples: Sequence[float], target: float | None = None, **more: object) -> Row:
+        value = statistics.median(samples)
+        return cls(
+            measure=measure, unit=unit, value=value, least=min(samples), greatest=max(samples), target=target, **more
+        )  # type: ignore[arg-type]
+
+    @property
+    def met(self) -> bool:
+        return self.target is None or (self.value <= self.target if self.less else self.value >= self.target)
 
 
-def run(requests: list[PlaceRequest], num_groups: int) -> tuple[float, float, float, int]:
-    """(decisions/s, 99th percentile of a decision in microseconds, KV event pages/s, explore decisions)."""
-    scheduler = GlobalScheduler(SchedSettings(), PAGE_SIZE)
-    groups = {str(i): FakeGroup(198_516 // PAGE_SIZE) for i in range(num_groups)}
-    for name, group in groups.items():
-        scheduler.add_group(name, group.num_pages, 1, 0.0)
-    spent, events_s, num_event_pages, num_explored = [], 0.0, 0, 0
-    for i, request in enumerate(requests):
-        now = i * 0.01
-        start = time.perf_counter()
-        placement = scheduler.place(request, now)
-        spent.append(time.perf_counter() - start)
-        batch = groups[placement.group].serve(request.block_hashes)
-        num_event_pages += sum(len(event.hashes) for event in batch.events if not isinstance(event, AllCleared))
-        start = time.perf_counter()
-        scheduler.kv_events(placement.group, batch, now)
-        events_s += time.perf_counter() - start
-        scheduler.finished(request.request_id, 43, placement.matched_tokens, now)
-        num_explored += placement.decision == "explore"
-    spent.sort()
-    return len(spent) / sum(spent), spent[int(0.99 * len(spent))] * 1e6, num_event_pages / events_s, num_explored
+class Traffic:
+    """A scheduler, its groups, and how long its answers took."""
+
+    def __init__(self, num_groups: int) -> None:
+        self.scheduler = GlobalScheduler(SchedSettings(), PAGE_SIZE)
+        self.groups = {str(i): FakeGroup() for i in range(num_groups)}
+        self._now = 0.0
+        for name, group in self.groups.items():
+            self.scheduler.add_group(name, group.num_pages, 1, 0.0)
+        self.begin_round()
+
+    def begin_round(self) -> None:
+        self.spent: list[float] = []
+        self.events_s, self.num_event_pages, self.num_explored = 0.0, 0, 0
+
+    def run(self, requests: Sequence[PlaceRequest]) -> None:
+        clock, scheduler = time.perf_counter, self.scheduler
+        for request in requests:
+            self._now += ARRIVAL_GAP_S
+            start = clock()
+            placement = scheduler.place(request, self._now)
+            self.spent.append(clock() - start)
+            batch = self.groups[placement.group].serve(request.block_hashes)
+            pages = sum(len(event.hashes) for event in batch.events if not isinstance(event, AllCleared))
+            start = clock()
+            scheduler.kv_events(placement.group, batch, self._now)
+            self.events_s += clock() - start
+            self.num_event_pages += pages
+            scheduler.finished(request.request_id, OUTPUT_TOKENS, placement.matched_tokens, self._now)
+            self.num_explored += placement.decision == "explore"
+
+    @property
+    def decisions_per_s(self) -> float:
+        return len(self.spent) / sum(self.spent)
+
+    @property
+    def p99_ms(self) -> float:
+        return sorted(self.spent)[int(0.99 * len(self.spent))] * 1e3
+
+    @property
+    def event_pages_per_s(self) -> float:
+        return self.num_event_pages / self.events_s
+
+
+def decision_rows(num_rounds: int) -> Iterator[Row]:
+    requests = list(prompts(NUM_REQUESTS))
+    event_rates: list[float] = []
+    for num_groups, target in ((4, 20_000), (64, 15_000)):
+        rates, p99s = [], []
+        for _ in range(num_rounds):
+            traffic = Traffic(num_groups)
+            traffic.run(requests)
+            rates.append(traffic.decisions_per_s)
+            p99s.append(traffic.p99_ms)
+            event_rates.append(traffic.event_pages_per_s)
+        yield Row.of(f"E2 decisions, {num_groups} groups", "/s", rates, target)
+        yield Row.of(f"E2 decisions, {num_groups} groups, p99", "ms", p99s)
+    yield from large_rows(num_rounds)
+    yield Row.of("KV events applied", "pages/s", event_rates, 500_000)
+
+
+def large_rows(num_rounds: int) -> Iterator[Row]:
+    """Rounds on one scheduler, whose forest has its million pages before the first."""
+    traffic = Traffic(1_024)
+    numbers = prompts(200_000)
+    while traffic.scheduler.num_blocks < LARGE_FOREST_PAGES:
+        traffic.run(list(islice(numbers, 2_000)))
+    num_pages = traffic.scheduler.num_blocks
+    rates, p99s = [], []
+    for _ in range(num_rounds):
+        traffic.begin_round()
+        traffic.run(list(islice(numbers, NUM_REQUESTS)))
+        rates.append(traffic.decisions_per_s)
+        p99s.append(traffic.p99_ms)
+    held = f"{num_pages / 1e6:.2f} to {traffic.scheduler.num_blocks / 1e6:.2f} M pages"
+    yield Row.of("E2 decisions, 1,024 groups", "/s", rates, 8_000, note=held)
+    yield Row.of("E2 decisions, 1,024 groups, p99", "ms", p99s, 1.0, less=True, note=held)
+
+
+def rpc_rows(num_rounds: int) -> Iterator[Row]:
+    for way, name, num_requests, target in (
+        (place_rpc.unary, "Place over gRPC, unary", 5_000, 5_000),
+        (place_rpc.batched, "Place over gRPC, batches of 64 on a stream", 10_000, 20_000),
+        (place_rpc.coalesced, "Place and Finished, coalesced by a frontend", 10_000, None),
+    ):
+        rates, cpu_us = asyncio.run(place_rpc.rounds(way, num_rounds, num_requests))
+        yield Row.of(name, "/s", rates, target, note=f"{cpu_us:.0f} us of the scheduler's CPU each")
+
+
+def memory_rows(num_rounds: int) -> Iterator[Row]:
+    """One process a sample. What another group costs a page: from the same pages on few groups and on many."""
+    few, many = 4, 1_024
+    by_groups = {
+        num: [forest_memory.measure(num, LARGE_FOREST_PAGES) for _ in range(min(num_rounds, 3))] for num in (few, many)
+    }
+    sizes = {num: [sample["bytes_a_page"] for sample in samples] for num, samples in by_groups.items()}
+    for num, samples in by_groups.items():
+        note = f"{samples[0]['pages']:,.0f} pages, each on {samples[0]['held_pages'] / samples[0]['pages']:.2f} groups"
+        name = f"forest, per cached page, {num:,} groups"
+        yield Row.of(name, "bytes", sizes[num], 200 + num / 8, less=True, note=note)
+    bits = [8 * (b - a) / (many - few) for a, b in zip(sizes[few], sizes[many], strict=True)]
+    yield Row.of("forest, per cached page and group", "bits", bits, 1.0, less=True)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    found = Table(box=box.SIMPLE_HEAD)
+    for column in ("measure", "value", "spread", "target", ""):
+        found.add_column(column, justify="left" if column in ("measure", "") else "right")
+    for row in rows:
+        sign = "<=" if row.less else ">="
+        target = "" if row.target is None else f"{sign} {_number(row.target)}{'' if row.met else ' (not met)'}"
+        spread = f"{_number(row.least)} .. {_number(row.greatest)}"
+        found.add_row(row.measure, f"{_number(row.value)} {row.unit}", spread, target, row.note)
+    return found
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--groups", type=int, nargs="+", default=[4, 64])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--rounds", type=int, default=5)
+    parts = {"decisions": decision_rows, "rpc": rpc_rows, "memory": memory_rows}
+    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     arguments = parser.parse_args()
-    requests = prompts(arguments.requests)
-    for num_groups in arguments.groups:
-        rate, p99_us, pages, explored = run(requests, num_groups)
-        print(
-            f"{num_groups:5} groups: {rate:8,.0f} decisions/s, p99 {p99_us:5,.0f} us ({explored} explored), "
-            f"{pages:9,.0f} event pages/s"
-        )
+    cores = sorted(os.sched_getaffinity(0))
+    collect_rarely()
+    rows: list[Row] = []
+    for part in arguments.only:
+        os.sched_setaffinity(0, cores if part == "rpc" else cores[-1:])
+        rows += parts[part](arguments.rounds)
+    console = Console(width=150)
+    console.print(table(rows))
+    if arguments.json is not None:
+        machine = {"machine": f"{platform.machine()}, {processor()}", "cores": len(cores), "rounds": arguments.rounds}
+        machine["python"] = platform.python_version()
+        document = {**machine, "rows": [{**asdict(row), "met": row.met} for row in rows]}
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+    rates = [f"{row.value:,.0f}" for row in rows if row.unit == "/s" and row.measure.startswith("E2")]
+    if rates:
+        print(f"E2 decisions/s at 4, 64 and 1,024 groups: {' '.join(rates)}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from preble_jax.errors import ConfigError
@@ -85,27 +86,95 @@ class MeshSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueSettings:
-    """The local scheduler's waiting queue. max_waiting: beyond it a request is refused with a retry hint."""
+    """The local scheduler's waiting queue.
 
-    policy: Literal["priority_groups", "fcfs"] = "priority_groups"
+    policy: who is tried first; docs/scheduling.md says when to choose which.
+    num_priority_groups: P of priority_groups: requests are ranked by cached share of their prompt in P parts.
+    dlpm_quantum: Q_u of dlpm, service units (computed prompt tokens, at the default weights) that a tenant of weight 1
+        gets at a refill. More of it: longer runs of one prefix; less: tighter fairness between tenants.
+    max_waiting: requests; beyond it a request is refused with a retry hint.
+    """
+
+    policy: Literal["priority_groups", "fcfs", "lpm", "vtc", "dlpm"] = "priority_groups"
     num_priority_groups: int = 10
+    dlpm_quantum: float = 2048.0
     max_waiting: int = 10_000
 
     def __post_init__(self) -> None:
         _require("queue.num_priority_groups", self.num_priority_groups, 1)
         _require("queue.max_waiting", self.max_waiting, 1)
+        _require("queue.dlpm_quantum", self.dlpm_quantum, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SchedSettings:
-    """Global placement. Costs are seconds of a device group; the defaults are those of the default model on
-    one CPU core (benchmarks/step_costs.py measures them).
+class BaselineSettings:
+    """What the placement policies that are there for comparison are tuned by (docs/scheduling.md says what each does).
+    A default is the source's own where the source has one.
 
-    placement: the policy. "round_robin" ignores prefixes and loads; it is there for comparison.
+    hash_blocks: consistent_hashing: pages at a prompt's beginning that make its key (our choice).
+    hash_epsilon: how far above the average load a group may be, as a share of it (arXiv 1608.01350 writes ε).
+    hash_points: places of a group on the ring (our choice).
+    cache_aware_threshold: share of the prompt that has to match for cache affinity (SGLang's router: cache_threshold).
+    cache_aware_balance_abs, cache_aware_balance_rel: requests by which, and times over, the longest queue must exceed
+        the shortest for affinity to be given up (SGLang's router: balance_abs_threshold, balance_rel_threshold).
+    dynamo_overlap_credit: share of a cached token that counts as not to be computed (Dynamo: overlap score credit).
+    dynamo_prefill_scale: weight of prefill against decode pages (Dynamo: prefill load scale).
+    dynamo_temperature: of the softmax over costs scaled to a range of 1; 0 takes the least cost (Dynamo: temperature).
+    cacheroute_interval_s: seconds between plans.
+    cacheroute_key_blocks: pages at a prompt's beginning that make its key.
+    cacheroute_q_cap: requests a second of one key that one group takes. cacheroute_warm_slots: W, keys a group is kept
+        warm for. (Values of all four: our choice.)
+    released_high_load: preble_released: times the lightest load from which the heaviest group's prefixes are moved.
+    released_min_requests: preble_released: placements before the first such move.
+    """
+
+    hash_blocks: int = 4
+    hash_epsilon: float = 0.25
+    hash_points: int = 64
+    cache_aware_threshold: float = 0.3
+    cache_aware_balance_abs: int = 64
+    cache_aware_balance_rel: float = 1.5
+    dynamo_overlap_credit: float = 1.0
+    dynamo_prefill_scale: float = 1.0
+    dynamo_temperature: float = 0.0
+    cacheroute_interval_s: float = 30.0
+    cacheroute_key_blocks: int = 64
+    cacheroute_q_cap: float = 2.0
+    cacheroute_warm_slots: int = 64
+    released_high_load: float = 1.5
+    released_min_requests: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("hash_blocks", "hash_points", "cacheroute_key_blocks", "cacheroute_warm_slots"):
+            _require(f"sched.{name}", getattr(self, name), 1)
+        for name in ("cache_aware_balance_abs", "dynamo_prefill_scale", "dynamo_temperature", "released_min_requests"):
+            _require(f"sched.{name}", getattr(self, name), 0)
+        for name in ("cache_aware_balance_rel", "released_high_load"):
+            _require(f"sched.{name}", getattr(self, name), 1)
+        for name in ("cache_aware_threshold", "dynamo_overlap_credit"):
+            _require(f"sched.{name}", getattr(self, name), 0, 1)
+        for name in ("hash_epsilon", "cacheroute_interval_s", "cacheroute_q_cap"):
+            _require(f"sched.{name}", getattr(self, name), 1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedSettings(BaselineSettings):
+    """Global placement. Costs are seconds of a device group; the defaults are those of the default model on
+    one CPU core (`preble-jax profile` measures them).
+
+    placement: the policy (docs/scheduling.md). Those but "e2" and "d2lpm" are there for comparison.
     window_s: the window H over which history counts.
     imbalance_ratio: IMBAL_R, the share of decode time in a group's load above which it is sent prefill work.
+    rebalance: whether e2 redirects exploits of the heaviest group to the lightest; rebalance_ratio: Th_bal, while the
+        cost of the first is more than so many times that of the second.
+    autoscale: whether e2 replicates a prefix when the average queueing time of its requests over the window has grown
+        to more than autoscale_ratio times what it was over the window before.
+    d2lpm_quantum_tokens: Q_w of d2lpm, service units (computed prompt tokens, at the default weights) that a tenant of
+        weight 1 gets on each group at a refill. More of it: longer stays where the prefix is; less: tighter fairness.
     prefill_base_s + prefill_token_s * tokens: time to compute that many prompt tokens.
-    decode_token_s: time one output token costs a group.
+    decode_token_s: time one output token costs a group. `preble-jax profile` measures these three on any machine.
+    cost_file: a file of `preble-jax profile`: its costs take the place of these three, unless an override gives them.
+    refine_costs: fit them for each group anew, all the time, from the step timings it reports.
     max_forest_blocks: pages the forest remembers at most, over all groups (a page held by several groups counts once).
     group_timeout_s: a group that sends nothing for longer is dropped.
     optimistic_ttl_s: how long a placement counts as cached pages when no KV event of the group confirms it.
@@ -114,12 +183,30 @@ class SchedSettings:
     seed: decides between groups of equal cost.
     """
 
-    placement: Literal["e2", "round_robin"] = "e2"
+    placement: Literal[
+        "e2",
+        "d2lpm",
+        "round_robin",
+        "least_loaded",
+        "consistent_hashing",
+        "cache_aware",
+        "dynamo_cost",
+        "lmetric",
+        "cacheroute",
+        "preble_released",
+    ] = "e2"
     window_s: float = 180.0
     imbalance_ratio: float = 0.8
+    rebalance: bool = True
+    rebalance_ratio: float = 1.5
+    autoscale: bool = True
+    autoscale_ratio: float = 2.0
+    d2lpm_quantum_tokens: int = 8192
     prefill_base_s: float = 0.03
     prefill_token_s: float = 0.0008
     decode_token_s: float = 0.006
+    cost_file: str = ""
+    refine_costs: bool = True
     max_forest_blocks: int = 2_000_000
     group_timeout_s: float = 5.0
     optimistic_ttl_s: float = 60.0
@@ -128,16 +215,54 @@ class SchedSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("window_s", "group_timeout_s", "optimistic_ttl_s", "request_timeout_s", "snapshot_retry_s"):
             value = getattr(self, name)
             if not 0.0 < value < float("inf"):
                 raise ConfigError(f"sched.{name}: expected finite seconds > 0, got {value}")
+        for name in ("rebalance_ratio", "autoscale_ratio", "d2lpm_quantum_tokens"):
+            _require(f"sched.{name}", getattr(self, name), 1)
         for name in ("prefill_base_s", "prefill_token_s", "decode_token_s", "imbalance_ratio"):
             value = getattr(self, name)
             if not 0.0 <= value < float("inf"):
                 raise ConfigError(f"sched.{name}: expected a finite number >= 0, got {value}")
         if self.max_forest_blocks < 1:
             raise ConfigError(f"sched.max_forest_blocks: expected at least 1 page, got {self.max_forest_blocks}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenantSettings:
+    """Who gets how much, under the policies that know tenants (vtc, dlpm, d2lpm).
+
+    weights: (tenant, share) pairs; a tenant of weight 2 gets twice the service of one of weight 1 while both have
+        requests waiting. Tenants that are not named have weight 1.
+    extend_weight, output_weight: service units per prompt token that had to be computed, and per output token.
+    """
+
+    weights: tuple[tuple[str, float], ...] = ()
+    extend_weight: float = 1.0
+    output_weight: float = 2.0
+
+    def __post_init__(self) -> None:
+        for tenant, weight in self.weights:
+            if not 0.0 < weight < math.inf:
+                raise ConfigError(f"tenants.weights: expected a finite number > 0 for {tenant!r}, got {weight}")
+        if len(dict(self.weights)) != len(self.weights):
+            raise ConfigError(f"tenants.weights: expected each tenant once, got {self.weights}")
+        for name in ("extend_weight", "output_weight"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"tenants.{name}: expected a finite number > 0, got {getattr(self, name)}")
+
+    @cached_property
+    def _weight_of(self) -> dict[str, float]:
+        return dict(self.weights)
+
+    def weight(self, tenant: str) -> float:
+        return self._weight_of.get(tenant, 1.0)
+
+    def service(self, extend_tokens: int, output_tokens: int) -> float:
+        """What so many tokens count, in service units, whoever receives them."""
+        return self.extend_weight * extend_tokens + self.output_weight * output_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,4 +295,5 @@ class Config:
     mesh: MeshSettings = field(default_factory=MeshSettings)
     queue: QueueSettings = field(default_factory=QueueSettings)
     sched: SchedSettings = field(default_factory=SchedSettings)
+    tenants: TenantSettings = field(default_factory=TenantSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)

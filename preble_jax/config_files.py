@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from preble_jax.config import Config
+from preble_jax.cost_file import read_costs
 from preble_jax.errors import ConfigError, PrebleError
 
 DEFAULT_CONFIG = "local"
@@ -35,7 +36,11 @@ def load_config(file: str | None = None, overrides: Mapping[str, object] | None 
     """
     path = _find(DEFAULT_CONFIG if file is None else file)
     config = _apply(Config(), _read_file(path), f" (in {path})")
-    return _apply(config, overrides or {}, "")
+    config = _apply(config, overrides or {}, "")
+    if config.sched.cost_file:
+        costs = {f"sched.{name}": cost for name, cost in read_costs(Path(config.sched.cost_file)).items()}
+        config = _apply(config, {**costs, **(overrides or {})}, f" (in {config.sched.cost_file})")
+    return config
 
 
 def parse_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -128,8 +133,13 @@ def _read_file(path: Path) -> dict[str, object]:
 
 
 def _flatten(key: str, value: object, where: str) -> dict[str, object]:
-    """{"kv": {"page_size": 32}} -> {"kv.page_size": 32}; ConfigDict is no Mapping, hence the look at `items`."""
+    """{"kv": {"page_size": 32}} -> {"kv.page_size": 32}; ConfigDict is no Mapping, hence the look at `items`.
+
+    A mapping that is itself a setting's value (`tenants.weights`) is left whole.
+    """
     items = getattr(value, "items", None)
+    if items is not None and _is_mapping(_leaves(Config()).get(key)):
+        return {key: tuple(items())}
     if items is None:
         section = getattr(Config(), key, None)
         if dataclasses.is_dataclass(section):
@@ -190,6 +200,8 @@ def _convert(value: object, annotation: Any) -> object:
         return _one_of(value, arguments)
     if origin in (typing.Union, types.UnionType):
         return _any_of(value, arguments)
+    if _is_mapping(annotation):
+        return tuple((_convert(k, str), _convert(v, float)) for k, v in _pairs_of(value))
     if origin is tuple:
         return _tuple_of(value, arguments[0])
     if annotation is str and isinstance(value, str):
@@ -255,12 +267,40 @@ def _tuple_of(value: object, annotation: Any) -> tuple[object, ...]:
     return tuple(_convert(item, annotation) for item in value)
 
 
+def _is_mapping(annotation: Any) -> bool:
+    """A setting that maps names to numbers: pairs in the frozen dataclass, a mapping in a file."""
+    return bool(annotation == tuple[tuple[str, float], ...])
+
+
+def _pairs_of(value: object) -> Iterator[tuple[object, object]]:
+    """From a mapping, from pairs, or from text: "gold:2,free:1", "{'gold': 2}", "(('gold', 2.0),)"."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text.startswith(("(", "[", "{")):
+            try:
+                value = ast.literal_eval(text)
+            except (SyntaxError, TypeError):
+                raise ValueError from None
+        else:
+            value = [part.strip().rpartition(":")[::2] for part in text.split(",")] if text else []
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if not isinstance(value, list | tuple):
+        raise ValueError
+    for pair in value:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not pair[0]:
+            raise ValueError
+        yield pair[0], pair[1]
+
+
 def _describe(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return "one of " + ", ".join(str(choice) for choice in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(argument) for argument in arguments)
+    if _is_mapping(annotation):
+        return "names with numbers (name:number,name:number)"
     if origin is tuple:
         return f"a list of {_describe(arguments[0]).removeprefix('an ').removeprefix('a ')}s"
     words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string", type(None): "none"}

@@ -36,6 +36,7 @@ class RequestOutput:
 
     token_ids: only the new ones. logprobs: one per new token when asked for, else empty.
     cached_tokens: prompt tokens that were not computed because pages held them (fixed at the first token).
+    queue_s: seconds from the request's arrival at its device group to its first step; None: it had none.
     """
 
     request_id: str
@@ -43,6 +44,7 @@ class RequestOutput:
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    queue_s: float | None = None
     error: str = ""
 
     @property

@@ -19,7 +19,7 @@ from serve.status import transport_errors
 
 
 class Attempt:
-    """output_tokens, cached_tokens, finish_reason: how far it got; kept up to date while it runs."""
+    """output_tokens, cached_tokens, queue_s, finish_reason: how far it got; kept up to date while it runs."""
 
     def __init__(self, prompt: Prompt, route: Route, tokenizer: Tokenizer) -> None:
         self._prompt = prompt
@@ -27,6 +27,7 @@ class Attempt:
         self._text = OutputText(tokenizer, prompt.sampling.stop)
         self.output_tokens = 0
         self.cached_tokens = 0
+        self.queue_s: float | None = None
         self.finish_reason: FinishReason | None = None
 
     @property
@@ -61,6 +62,8 @@ class Attempt:
         num_new = self._text.num_tokens - self.output_tokens  # none after the one that completed a stop string
         self.output_tokens += num_new
         self.cached_tokens = output.cached_tokens
+        if output.HasField("queue_s"):
+            self.queue_s = output.queue_s
         self.finish_reason = wire.finish_reason_from_proto(output.finish_reason)
         if self.finish_reason is not None:
             delta += self._text.finish()

@@ -106,6 +106,12 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most likely token")
 
 
+def _profile_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the costs here, for sched.cost_file")
+    parser.add_argument("--cores", type=_cores, metavar="0,1", help="CPU cores to stay on; default: a worker's")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each kind; the median counts")
+
+
 def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="default: the configured model")
 
@@ -114,6 +120,7 @@ _COMMANDS: Mapping[str, _Command] = {
     "serve": _Command(commands.serve, "Run a whole cluster on this machine until Ctrl-C.", _serve_arguments),
     "demo": _Command(commands.demo, "Start a cluster, send it 24 requests, show what happened.", _demo_arguments),
     "chat": _Command(commands.chat, "Talk to a running cluster.", _chat_arguments),
+    "profile": _Command(commands.profile, "Measure what work costs on this machine.", _profile_arguments),
     "fetch": _Command(commands.fetch, "Fetch a model and print where it is.", _fetch_arguments),
     "scheduler": _Command(commands.scheduler, "Run a global scheduler.", _process_arguments),
     "worker": _Command(commands.worker, "Run the worker of one device group.", _worker_arguments),

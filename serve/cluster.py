@@ -53,8 +53,6 @@ class Cluster:
     ) -> None:
         self._overrides = dict(overrides or {})
         self.config = load_config(config_file, self._overrides)
-        if self.config.serve.groups < 1:
-            raise ConfigError(f"serve.groups: expected at least 1 device group, got {self.config.serve.groups}")
         self._config_arguments = [
             *(["--config", config_file] if config_file is not None else []),
             *(f"--config.{key}={value}" for key, value in self._overrides.items()),
@@ -102,6 +100,15 @@ class Cluster:
     def dead(self) -> list[Child]:
         """Children that ended though nobody asked them to."""
         return [child for child in self.children.values() if not child.running]
+
+    def restart_scheduler(self) -> bool:
+        """Starts a scheduler that ended, at the old one's address; False if it runs. Workers and frontend find it and
+        tell it what it has to know; until then the frontend places by hashing. Does not wait for it."""
+        if self.children["scheduler"].running:
+            return False
+        self.children["scheduler"].stop()  # its pipes
+        self._launch("scheduler", "scheduler", "--port", self.scheduler_address.rpartition(":")[2])
+        return True
 
     def _require_free_ports(self) -> None:
         serve = self.config.serve

@@ -73,7 +73,10 @@ def serve(arguments: argparse.Namespace) -> int:
             while True:
                 time.sleep(WATCH_S)
                 for child in cluster.dead():
-                    if child.name not in reported:
+                    if child.name == "scheduler":
+                        print(f"{child.fate()}; starting another", file=sys.stderr, flush=True)
+                        cluster.restart_scheduler()
+                    elif child.name not in reported:
                         reported.add(child.name)
                         print(f"{child.fate()} (log: {child.log_path})", file=sys.stderr, flush=True)
                 if reported.issuperset(cluster.groups) or "frontend" in reported:
@@ -119,6 +122,13 @@ def chat(arguments: argparse.Namespace) -> int:
             f"expected a frontend at {address}, got none ({error}); start one: preble-jax serve"
         ) from error
     return 0
+
+
+def profile(arguments: argparse.Namespace) -> int:
+    from serve.profile import run_profile
+
+    config = load_config(arguments.config, arguments.overrides)
+    return run_profile(config, arguments.output, arguments.cores, arguments.rounds)
 
 
 def fetch(arguments: argparse.Namespace) -> int:

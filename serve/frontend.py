@@ -54,10 +54,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             # Ids of our own, a new one each attempt: clients may choose equal ones, and a late report must not mix in.
             route = await self._router.place(prompt.place_request(uuid4().hex, failed_groups))
             attempt = Attempt(prompt, route, self._tokenizer)
-            responses = attempt.run(self._channel(route.address), context.time_remaining())
+            responses, begun = attempt.run(self._channel(route.address), context.time_remaining()), False
             try:
                 async for response in responses:
                     response.request_id = request_id
+                    if not begun:
+                        begun = True
+                        self._router.first_token(route, attempt.queue_s)
                     yield response
                 return
             except GroupUnavailableError as error:

@@ -84,11 +84,12 @@ class SchedulerLink:
             if self._snapshot_wanted:
                 self._snapshot_wanted = False
                 yield pb.WorkerMessage(snapshot=wire.snapshot_to_proto(await self._source.snapshot()))
+            load = self._source.load()  # before the events, so that these cover all that it counts
             if (events := self._source.take_events()) is not None:
                 yield pb.WorkerMessage(events=wire.events_to_proto(events))
             if self._draining and not told_draining:
                 told_draining = True
                 yield pb.WorkerMessage(draining=pb.Draining())
-            yield pb.WorkerMessage(load=wire.load_to_proto(self._source.load()))
+            yield pb.WorkerMessage(load=wire.load_to_proto(load))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._interval_s)

@@ -14,8 +14,6 @@ from serve import wire
 from serve.protos.preble.v1 import inference_pb2 as pb
 from serve.protos.preble.v1 import scheduler_pb2, worker_pb2
 
-DEFAULT_TENANT = "default"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
@@ -31,7 +29,7 @@ class Prompt:
     def place_request(self, attempt_id: str, excluded: Sequence[str]) -> scheduler_pb2.PlaceRequest:
         return scheduler_pb2.PlaceRequest(
             request_id=attempt_id,
-            block_hashes=self.block_hashes,
+            block_hashes=wire.hashes_to_bytes(self.block_hashes),
             num_tokens=len(self.token_ids),
             max_tokens=self.sampling.max_tokens,
             tenant=self.tenant,
@@ -77,7 +75,7 @@ class PromptReader:
             block_hashes=block_hashes(token_ids, self._page_size, salt),
             sampling=sampling,
             stop_token_ids=sorted({*ends, *sampling.stop_token_ids}),
-            tenant=request.tenant or DEFAULT_TENANT,
+            tenant=request.tenant or wire.DEFAULT_TENANT,
             cache_salt=salt,
         )
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from preble_jax.errors import DeadlineError, GroupUnavailableError, PrebleError
+from serve import wire
+from serve.placer import PLACE_TIMEOUT_S, Placer
 from serve.protos.preble.v1 import scheduler_pb2 as pb
 from serve.protos.preble.v1 import scheduler_pb2_grpc
 from serve.status import TransportError, transport_errors
 from serve.transport import open_channel
 
 POLL_S = 1.0
-PLACE_TIMEOUT_S = 2.0
 # Requests whose first FALLBACK_BLOCKS pages are equal go to the same group. Deeper, and conversations with a common
 # system prompt spread; shallower, and everything that shares a chat template's first words lands on one group.
 FALLBACK_BLOCKS = 4
@@ -39,19 +40,23 @@ class Route:
 
 
 class Router:
-    """Asks the scheduler, remembers its groups, reports back. Use as a context; inside, groups are polled."""
+    """Asks the scheduler, remembers its groups, reports back. Use as a context; inside, groups are polled.
+
+    num_fallbacks: requests placed without the scheduler.
+    """
 
     def __init__(self, scheduler_address: str, poll_s: float = POLL_S) -> None:
         self._address = scheduler_address
         self._poll_s = poll_s
-        self._background: set[asyncio.Task[None]] = set()
         self._reachable = True
+        self.num_fallbacks = 0
         self.groups: dict[str, pb.Hello] = {}
         self.has_groups = asyncio.Event()
 
     async def __aenter__(self) -> Router:
         self._channel = open_channel(self._address)
         self._stub = scheduler_pb2_grpc.SchedulerStub(self._channel)
+        self._placer = await Placer(self._stub).__aenter__()
         self._poller = asyncio.create_task(self._poll())
         return self
 
@@ -59,7 +64,7 @@ class Router:
         self._poller.cancel()
         with suppress(asyncio.CancelledError):
             await self._poller
-        await asyncio.gather(*self._background)
+        await self._placer.__aexit__()
         await self._channel.close()
 
     @property
@@ -73,8 +78,7 @@ class Router:
         request.request_id: names the attempt, a new one each time.
         """
         try:
-            with transport_errors():
-                answer = await self._stub.Place(request, timeout=PLACE_TIMEOUT_S)
+            answer = await self._placer.place(request)
         except PrebleError as error:
             answered = not isinstance(error, TransportError | DeadlineError)
             if answered and not isinstance(error, GroupUnavailableError):
@@ -85,23 +89,19 @@ class Router:
         self._note_reachable(True)
         return Route(request.request_id, answer.group.group, answer.group.address, placed=True)
 
-    def finished(self, route: Route, output_tokens: int, cached_tokens: int, failed: bool) -> None:
-        """Tells the scheduler in the background. Must be called once for every `place`."""
-        if not route.placed:
-            return
-        report = pb.FinishedRequest(
-            request_id=route.attempt_id, output_tokens=output_tokens, cached_tokens=cached_tokens, failed=failed
-        )
-        task = asyncio.create_task(self._report(report))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+    def first_token(self, route: Route, queue_s: float | None) -> None:
+        """The prompt is computed. queue_s: what the request waited in its group's queue, if the group said so."""
+        if route.placed:
+            self._placer.first_token(pb.FirstToken(request_id=route.attempt_id, queue_s=queue_s))
 
-    async def _report(self, report: pb.FinishedRequest) -> None:
-        try:
-            with transport_errors():
-                await self._stub.Finished(report, timeout=PLACE_TIMEOUT_S)
-        except PrebleError as error:  # the scheduler went away and took its record with it
-            log.info("request %s: its end was not recorded: %s", report.request_id, error)
+    def finished(self, route: Route, output_tokens: int, cached_tokens: int, failed: bool) -> None:
+        """Tells the scheduler, soon. Must be called once for every `place`."""
+        if route.placed:
+            self._placer.finished(
+                pb.FinishedRequest(
+                    request_id=route.attempt_id, output_tokens=output_tokens, cached_tokens=cached_tokens, failed=failed
+                )
+            )
 
     def _fall_back(self, request: pb.PlaceRequest, error: PrebleError) -> Route:
         groups = self.groups.keys() - set(request.excluded_groups)
@@ -109,7 +109,8 @@ class Router:
             raise GroupUnavailableError(
                 f"expected a device group to serve the request, none is left ({error})"
             ) from error
-        key = rendezvous_key(request.block_hashes, request.request_id)
+        self.num_fallbacks += 1
+        key = rendezvous_key(wire.hashes_from_bytes(request.block_hashes), request.request_id)
         group = rendezvous(key, groups)
         return Route(request.request_id, group, self.groups[group].group.address, placed=False)
 

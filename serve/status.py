@@ -41,9 +41,18 @@ class TransportError(errors.GroupUnavailableError):
 
 def trailing_metadata(error: PrebleError) -> tuple[tuple[str, str], ...]:
     """The error's class, and for an overload when to come back."""
-    known = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _CLASSES)
     retry = ((RETRY_AFTER_KEY, f"{error.retry_after_s:g}"),) if isinstance(error, OverloadedError) else ()
-    return ((ERROR_KEY, known), *retry)
+    return ((ERROR_KEY, error_name(error)), *retry)
+
+
+def error_name(error: PrebleError) -> str:
+    """The class of `preble_jax.errors` that it is."""
+    return next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _CLASSES)
+
+
+def error_by_name(name: str, message: str) -> PrebleError:
+    """The opposite; a name of a later version is the base class."""
+    return _CLASSES.get(name, PrebleError)(message)
 
 
 @contextmanager

@@ -99,10 +99,12 @@ def _response(output: RequestOutput) -> pb.WorkerGenerateResponse:
         logprobs=output.logprobs,
         finish_reason=wire.finish_reason_to_proto(output.finish_reason),
         cached_tokens=output.cached_tokens,
+        queue_s=output.queue_s,
     )
 
 
-def make_hello(group: str, address: str, info: GroupInfo) -> scheduler_pb2.Hello:
+def make_hello(group: str, address: str, info: GroupInfo, queue: str) -> scheduler_pb2.Hello:
+    """queue: name of the local queue's policy."""
     return scheduler_pb2.Hello(
         group=scheduler_pb2.GroupAddress(group=group, address=address),
         model=info.model,
@@ -111,6 +113,7 @@ def make_hello(group: str, address: str, info: GroupInfo) -> scheduler_pb2.Hello
         page_size=info.page_size,
         num_pages=info.num_pages,
         generation=info.generation,
+        queue=queue,
     )
 
 
@@ -137,7 +140,7 @@ class Worker:
     """Server and link of one engine that was started, as a context: inside it serves. failed: as `WorkerServicer`'s."""
 
     def __init__(self, engine: Engine, config: Config, group: str, scheduler_address: str, port: int) -> None:
-        hello = make_hello(group, "", engine.info)
+        hello = make_hello(group, "", engine.info, config.queue.policy)
         self._hello, self._settings, self._port = hello, config.serve, port
         self._link = SchedulerLink(engine, scheduler_address, hello, config.serve.report_interval_s)
         servicer = WorkerServicer(engine, self._link)

@@ -44,6 +44,14 @@ def test_a_file_names_only_what_differs(tmp_path: Path) -> None:
     assert load_config(file) == expected
 
 
+def test_weights_may_be_a_mapping(tmp_path: Path) -> None:
+    file = write(tmp_path, "    return ConfigDict({'tenants': {'weights': {'gold': 2, 'free': 0.5}}})\n")
+    weights = (("free", 0.5), ("gold", 2.0))
+    assert tuple(sorted(load_config(file).tenants.weights)) == weights
+    assert tuple(sorted(from_keywords(Config(), weights=dict(weights)).tenants.weights)) == weights
+    assert tuple(sorted(from_keywords(Config(), tenants={"weights": dict(weights)}).tenants.weights)) == weights
+
+
 def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, "    return ConfigDict({'kv': {'page_size': 32, 'num_pages': 7}})\n")
     config = load_config(file, {"kv.page_size": "64"})
@@ -64,6 +72,10 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ("engine.prefill_buckets", "(32, 64)", (32, 64)),
         ("engine.prefill_buckets", "[32]", (32,)),
         ("engine.decode_buckets", "", ()),
+        ("tenants.weights", "gold:2, free:0.5", (("gold", 2.0), ("free", 0.5))),
+        ("tenants.weights", "{'gold': 2}", (("gold", 2.0),)),
+        ("tenants.weights", "region:eu:3", (("region:eu", 3.0),)),
+        ("tenants.weights", "", ()),
     ],
 )
 def test_text_is_read_as_the_settings_type(key: str, text: str, value: object) -> None:
@@ -88,6 +100,11 @@ def test_text_is_read_as_the_settings_type(key: str, text: str, value: object) -
         ("engine.prefill_buckets", "64,large", "a list of integers"),
         ("engine.prefill_buckets", "(64,", "a list of integers"),
         ("engine.prefill_buckets", 64, "a list of integers"),
+        ("tenants.weights", "gold", "names with numbers (name:number,name:number)"),
+        ("tenants.weights", "gold:much", "names with numbers (name:number,name:number)"),
+        ("tenants.weights", ":2", "names with numbers (name:number,name:number)"),
+        ("tenants.weights", "(1, 2)", "names with numbers (name:number,name:number)"),
+        ("tenants.weights", "{'gold'", "names with numbers (name:number,name:number)"),
     ],
 )
 def test_an_ill_typed_value_says_what_was_expected_and_what_came(key: str, value: object, expected: str) -> None:
@@ -189,6 +206,7 @@ def test_what_is_printed_can_be_read_back(data: st.DataObject) -> None:
         memory_gib=data.draw(st.floats(0, 1e6)),
         prefix_cache=data.draw(st.booleans()),
         prefill_buckets=data.draw(st.lists(st.integers(1, 8192), max_size=4)),
+        weights=data.draw(st.dictionaries(st.text(min_size=1), st.floats(0.01, 100), max_size=3)),
     )
     overrides = {
         f"{section.name}.{leaf.name}": str(getattr(getattr(config, section.name), leaf.name))

@@ -21,7 +21,7 @@ OWN = ("preble_jax", "kernels_pallas", "serve", "configs")
 # Plain data and small services that every room of preble_jax may use.
 COMMON = frozenset(
     f"preble_jax.{name}"
-    for name in ("config", "config_files", "env", "errors", "progress", "request", "sampling_params")
+    for name in ("config", "config_files", "cost_file", "env", "errors", "progress", "request", "sampling_params")
 )
 ARRAYS = frozenset({"jax", "jaxlib", "numpy", "flax"})
 # Sockets, threads, processes and clocks: what a machine of events has handed to it instead.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import jax.numpy as jnp
 
 from preble_jax import env
 from preble_jax.config import Config
 from preble_jax.engine.compile_cache import enable_compile_cache, num_compiles
+from preble_jax.engine.ledger import Ledger
 from preble_jax.engine.runner import ModelRunner, make_mesh
 from preble_jax.kv.prefix_cache import PrefixCache
 from preble_jax.model import registry
@@ -23,22 +23,12 @@ from preble_jax.sched.local_scheduler import LocalScheduler
 from preble_jax.sched.queues import make_queue
 
 
-@dataclass
-class EngineCounters:
-    """Since the engine started. step_s: exponential mean of recent steps.
+class Engine:
+    """Not thread safe: one thread adds, steps and cancels. `EngineService` gives it a thread and an asyncio face.
 
+    ledger: what was done since the engine started.
     late_compiles: programs this process compiled after the engine was ready; if the engine's, a defect.
     """
-
-    steps: int = 0
-    finished: int = 0
-    output_tokens: int = 0
-    late_compiles: int = 0
-    step_s: float = 0.0
-
-
-class Engine:
-    """Not thread safe: one thread adds, steps and cancels. `EngineService` gives it a thread and an asyncio face."""
 
     def __init__(
         self, config: Config, runner: ModelRunner, vocab_size: int, clock: Callable[[], float] = time.monotonic
@@ -46,7 +36,8 @@ class Engine:
         self.config = config
         self.runner = runner
         self.clock = clock
-        self.counters = EngineCounters()
+        self.ledger = Ledger()
+        self.late_compiles = 0
         self._num_compiles = num_compiles()
         self.cache = PrefixCache(
             runner.num_pages, config.kv.page_size, enabled=config.kv.prefix_cache, generation=time.time_ns()
@@ -59,7 +50,7 @@ class Engine:
             max_num_seqs=config.engine.max_num_seqs,
             max_waiting=config.queue.max_waiting,
         )
-        self.scheduler = LocalScheduler(self.limits, self.cache, make_queue(config.queue))
+        self.scheduler = LocalScheduler(self.limits, self.cache, make_queue(config.queue, config.tenants))
 
     @classmethod
     def create(cls, config: Config, progress: Progress | None = None) -> Engine:
@@ -96,20 +87,13 @@ class Engine:
         outputs = self.scheduler.expire(start)
         plan = self.scheduler.schedule(start)
         if plan is not None:
+            self.ledger.planned(plan, start)
             tokens, logprobs = self.runner.run(plan)
             outputs += self.scheduler.settle(plan, tokens, logprobs, self.clock())
-            self._count(outputs, self.clock() - start)
+            self.ledger.ran(plan, outputs, self.clock() - start)
+            self.late_compiles = num_compiles() - self._num_compiles
         return outputs
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached pages that no running request uses. True if nothing is cached any more."""
         return self.cache.clear()
-
-    def _count(self, outputs: list[RequestOutput], step_s: float) -> None:
-        counters = self.counters
-        counters.steps += 1
-        counters.late_compiles = num_compiles() - self._num_compiles
-        counters.step_s = step_s if counters.steps == 1 else 0.9 * counters.step_s + 0.1 * step_s
-        for output in outputs:
-            counters.output_tokens += len(output.token_ids)
-            counters.finished += output.finished

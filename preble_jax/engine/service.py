@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -17,10 +18,13 @@ from typing import TypeVar
 
 from preble_jax.config import Config
 from preble_jax.engine.engine import Engine
+from preble_jax.engine.ledger import TenantLoad
 from preble_jax.errors import GroupUnavailableError, InvalidRequestError
 from preble_jax.kv.events import EventBatch, Snapshot
 from preble_jax.progress import Progress
 from preble_jax.request import Request, RequestOutput
+
+TENANTS_INTERVAL_S = 0.2
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,13 @@ class GroupInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupLoad:
-    """A device group's state between two steps. The last six are totals since its start; step_s_recent is a mean."""
+    """A device group's state between two steps, and totals since its start; step_s_recent is an exponential mean.
+
+    steps, prefill_tokens, decode_rows, step_s: what all steps computed and how many seconds they took, the terms of a
+    regression of step time. admitted, queue_s: requests that left the queue, and seconds they had waited in it.
+    next_seq: number the next KV event of this generation will have. tenants: the most recently active ones, as of
+    TENANTS_INTERVAL_S ago at most while there is work.
+    """
 
     num_waiting: int = 0
     num_running: int = 0
@@ -56,6 +66,14 @@ class GroupLoad:
     finished: int = 0
     steps: int = 0
     step_s_recent: float = 0.0
+    prefill_tokens: int = 0
+    decode_rows: int = 0
+    step_s: float = 0.0
+    admitted: int = 0
+    queue_s: float = 0.0
+    next_seq: int = 0
+    generation: int = 0
+    tenants: tuple[TenantLoad, ...] = ()
 
 
 class EngineService:
@@ -75,6 +93,8 @@ class EngineService:
         self._streams: dict[str, asyncio.Queue[RequestOutput]] = {}  # the loop's thread only
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._tenants: tuple[TenantLoad, ...] = ()
+        self._tenants_at = -math.inf
         self._load = self._measure()
         self._events_lock = threading.Lock()
         self._batches: list[EventBatch] = []
@@ -187,11 +207,11 @@ class EngineService:
 
     def _publish(self, outputs: list[RequestOutput] | None = None) -> None:
         """Makes what the last step or command changed visible to the loop's thread."""
-        self._load = self._measure()
         with self._events_lock:
             batch = self._engine.cache.events.take()
             if batch is not None:
                 self._batches.append(batch)
+        self._load = self._measure()  # after the events: what it counts of them can be taken
         if outputs:
             self._post(lambda: self._deliver(outputs))
 
@@ -200,21 +220,37 @@ class EngineService:
         self._publish()
 
     def _measure(self) -> GroupLoad:
-        engine, scheduler, counters = self._engine, self._engine.scheduler, self._engine.counters
+        engine, scheduler, ledger = self._engine, self._engine.scheduler, self._engine.ledger
         return GroupLoad(
             num_waiting=scheduler.num_waiting,
             num_running=len(scheduler.running),
-            waiting_tokens=scheduler.waiting_tokens(),
+            waiting_tokens=scheduler.waiting_tokens,
             free_pages=engine.cache.pool.num_free,
             cached_pages=engine.cache.num_cached,
             num_pages=engine.cache.pool.num_pages,
             prompt_tokens=scheduler.num_prompt_tokens,
             cached_tokens=scheduler.num_cached_tokens,
-            output_tokens=counters.output_tokens,
-            finished=counters.finished,
-            steps=counters.steps,
-            step_s_recent=counters.step_s,
+            output_tokens=ledger.total.output_tokens,
+            finished=ledger.finished,
+            steps=ledger.steps,
+            step_s_recent=ledger.step_s_recent,
+            prefill_tokens=ledger.total.extend_tokens,
+            decode_rows=ledger.decode_rows,
+            step_s=ledger.step_s,
+            admitted=ledger.total.admitted,
+            queue_s=ledger.total.queue_s,
+            next_seq=engine.cache.events.next_seq,
+            generation=engine.cache.events.generation,
+            tenants=self._measure_tenants(),
         )
+
+    def _measure_tenants(self) -> tuple[TenantLoad, ...]:
+        """A few times a second is enough, and there may be a thousand of them."""
+        now = self._engine.clock()
+        if now - self._tenants_at >= TENANTS_INTERVAL_S or not self._engine.has_work:
+            self._tenants_at = now
+            self._tenants = self._engine.ledger.tenants(self._engine.scheduler.tenant_deficits())
+        return self._tenants
 
     def _fail_all(self, error: str) -> None:
         def fail() -> None:

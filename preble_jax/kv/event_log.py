@@ -16,6 +16,11 @@ class EventLog:
         self._first_seq = 0
         self._events: list[KVEvent] = []
 
+    @property
+    def next_seq(self) -> int:
+        """The number the next event will have."""
+        return self._first_seq + len(self._events)
+
     def append(self, event: KVEvent) -> None:
         self._events.append(event)
 

@@ -12,7 +12,7 @@ Pins and recency are kept at the deepest node of a path only; ancestors are cove
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from preble_jax.errors import InvariantError
 
@@ -40,7 +40,7 @@ class RadixTree:
         self._clock = 0
         self._evictable: list[tuple[int, bytes]] = []  # heap; stale entries are skipped when popped
         self.num_evictable = 0
-        self.version = 0  # changes whenever a page comes or goes: what was matched before may be out of date
+        self.on_change: Callable[[bytes], None] | None = None  # told of every page that has come or gone
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -83,9 +83,10 @@ class RadixTree:
         if parent is not None:
             parent.num_children += 1
         self.num_evictable += 1
-        self.version += 1
         self._touch(node)
         self._offer(node)
+        if self.on_change is not None:
+            self.on_change(block_hash)
         return node
 
     def pin(self, node: Node) -> None:
@@ -115,7 +116,8 @@ class RadixTree:
     def _remove(self, node: Node) -> None:
         del self._nodes[node.block_hash]
         self.num_evictable -= 1
-        self.version += 1
+        if self.on_change is not None:
+            self.on_change(node.block_hash)
         parent = node.parent
         if parent is not None:
             parent.num_children -= 1

@@ -12,7 +12,9 @@ from preble_jax.sched.messages import (
     LoadReport,
     Placement,
     PlaceRequest,
+    PolicyStats,
     RequestSnapshot,
+    TenantStats,
 )
 
 __all__ = [
@@ -24,5 +26,7 @@ __all__ = [
     "LoadReport",
     "PlaceRequest",
     "Placement",
+    "PolicyStats",
     "RequestSnapshot",
+    "TenantStats",
 ]

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 from preble_jax.config import SchedSettings
 from preble_jax.errors import InvariantError
 from preble_jax.kv.events import EventBatch, Snapshot
+from preble_jax.sched.assignment import Assignment
 from preble_jax.sched.cost import CostModel
 from preble_jax.sched.forest import Forest
 from preble_jax.sched.forest_check import validate_forest
 from preble_jax.sched.forest_nodes import Node
 from preble_jax.sched.groups import Group, GroupTable
-from preble_jax.sched.placement.base import Query
+from preble_jax.sched.placement.base import Prefix, Query
 from preble_jax.sched.window import Window
-
-
-@dataclass(slots=True)
-class Assignment:
-    """A placed request. prefill_ns: what its missed tokens were expected to cost. node: where its chain ends."""
-
-    group: Group
-    num_tokens: int
-    prefill_ns: int
-    node: Node
-    placed_at: float
 
 
 class ClusterState:
@@ -34,16 +24,37 @@ class ClusterState:
         self.forest = Forest(max_blocks=settings.max_forest_blocks, optimistic_ttl_s=settings.optimistic_ttl_s)
         self.groups = GroupTable()
         self.cost = cost
-        self._page_size = page_size
+        self.uniform_cost = True
+        self.page_size = page_size
         self._assigned: Window[Assignment] = Window(settings.window_s)
         self._answered: Window[tuple[Group, int]] = Window(settings.window_s)
 
     def at(self, slot: int) -> Group:
         return self.groups.at(slot)
 
+    @property
+    def up(self) -> int:
+        """Mask of the groups that may be given requests."""
+        return self.groups.up
+
+    def set_cost(self, group: Group, cost: CostModel) -> None:
+        """A cost model of the group's own, for what is placed from now on."""
+        group.cost = cost
+        group.weigh()
+        self.uniform_cost = False
+
+    def by_load(self, mask: int) -> Iterable[Group]:
+        return self.groups.by_load(mask)
+
+    def heaviest(self, mask: int) -> Group:
+        return self.groups.heaviest(mask)
+
+    def by_decode_share(self, mask: int) -> Iterable[Group]:
+        return self.groups.by_decode_share(mask)
+
     def add_group(self, name: str, rank: float, num_pages: int, generation: int) -> Group:
         slot = self.groups.free_slot()
-        group = Group(name, self.forest.add_slot() if slot is None else slot, rank, num_pages, generation)
+        group = Group(name, self.forest.add_slot() if slot is None else slot, rank, num_pages, generation, self.cost)
         self.groups.add(group)
         return group
 
@@ -59,19 +70,31 @@ class ClusterState:
 
     def assign(self, query: Query, found: tuple[Node, int], group: Group, matched: int, now: float) -> Assignment:
         """Records that the request goes to `group`, which holds `matched` of its tokens."""
-        num_tokens = query.request.num_tokens
-        prefill_ns = self.cost.prefill_ns(num_tokens - matched)
-        node = self.forest.assign(query.request.block_hashes, found, group.slot, now)
-        assignment = Assignment(group, num_tokens, prefill_ns, node, now)
+        request = query.request
+        num_tokens, missed = request.num_tokens, request.num_tokens - matched
+        prefill_ns = group.cost.prefill_ns(missed)
+        num_blocks = -(-(num_tokens + group.expected_output(request.max_tokens)) // self.page_size)
+        node = self.forest.assign(request.block_hashes, found, group.slot, now)
+        assignment = Assignment(group, num_tokens, prefill_ns, node, now, request.tenant, missed, missed, num_blocks)
         self._assigned.add(now, assignment)
-        group.assigned(prefill_ns, 1, self.cost)
+        group.assigned(prefill_ns, 1)
+        group.took(missed, num_blocks)
         return assignment
+
+    def started(self, assignment: Assignment) -> None:
+        """The request's first token came: its prefill is no longer in flight."""
+        assignment.group.queued_tokens -= assignment.queued_tokens
+        assignment.queued_tokens = 0
+
+    def ended(self, assignment: Assignment) -> None:
+        """The request is outstanding no more."""
+        assignment.group.gave_back(assignment.queued_tokens, assignment.num_blocks)
 
     def answer(self, group: Group, output_tokens: int, now: float) -> None:
         """Records the output of a finished request."""
         if group.state != "gone":
             self._answered.add(now, (group, output_tokens))
-            group.answered(output_tokens, 1, self.cost)
+            group.answered(output_tokens, 1)
 
     def apply_events(self, group: Group, batch: EventBatch) -> None:
         """Applies what is new of a batch; nothing when events before it are missing. group.cursor.behind says so."""
@@ -100,18 +123,19 @@ class ClusterState:
         for assignment in self._assigned.expire(now):
             group = assignment.group
             self.forest.unshare(assignment.node, group.slot)
-            group.assigned(assignment.prefill_ns, -1, self.cost)
+            group.assigned(assignment.prefill_ns, -1)
             self.groups.retire(group)
         for group, output_tokens in self._answered.expire(now):
-            group.answered(output_tokens, -1, self.cost)
+            group.answered(output_tokens, -1)
             self.groups.retire(group)
         self.forest.expire(now)
 
-    def eviction_ns(self, group: Group, num_pages: int, query: Query) -> int:
+    def eviction_ns(self, group: Group, num_pages: int, query: Query, *, large_only: bool = False) -> int:
         """M of E2: what is lost when `num_pages` more pages are wanted on `group`.
 
         Sum of prefill_time(tokens) * requests of the window that used them / requests of the window on the group, over
         the nodes LRU would evict; the last one counts as far as it has to go. Nodes of the request's own match stay.
+        large_only: nodes that are not longer than all above them are evicted for nothing.
         """
         # The forest may lag behind evictions and believe that more is held than there are pages: then none is free.
         short = num_pages - max(0, group.num_pages - self.forest.num_held[group.slot])
@@ -123,12 +147,42 @@ class ClusterState:
                 continue
             num = min(len(node.hashes), short)
             shares = node.shares.get(group.slot)
-            if shares:
-                total += self.cost.prefill_ns(num * self._page_size) * shares
+            if shares and not (large_only and len(node.hashes) <= node.start):
+                total += group.cost.prefill_ns(num * self.page_size) * shares
             short -= num
             if not short:
                 break
         return total // group.num_assigned
+
+    # --- prefixes, for policies that follow them
+
+    def key_prefix(self, assignment: Assignment) -> Prefix | None:
+        """Preble's key portion, of what is shared: the deepest node of the prompt that more than one request of the
+        window used and that is longer than everything above it."""
+        step: Node | None = assignment.node
+        while step is not None and step.parent is not None:
+            if step.alive and len(step.hashes) > step.start and _is_shared(step.shares):
+                return Prefix(step.hashes[-1], step.end)
+            step = step.parent
+        return None
+
+    def requests_of(self, prefix: Prefix) -> Mapping[int, int]:
+        """Slot -> requests of the window that were placed there with this prefix."""
+        node = self.forest.tree.node_of.get(prefix.last_block)
+        return node.shares if node is not None else {}
+
+    def holders_of(self, prefix: Prefix) -> int:
+        node = self.forest.tree.node_of.get(prefix.last_block)
+        return node.groups if node is not None else 0
+
+    def continuations(self, prefix: Prefix, slot: int) -> dict[bytes, int]:
+        """First block after the prefix -> requests of the window placed on `slot` with both."""
+        node = self.forest.tree.node_of.get(prefix.last_block)
+        if node is None:
+            return {}
+        if node.end > prefix.num_blocks:  # all of its requests went on in the same way
+            return {node.hashes[prefix.num_blocks - node.start]: node.shares.get(slot, 0)}
+        return {first: child.shares[slot] for first, child in node.children.items() if slot in child.shares}
 
     def validate(self) -> None:
         """Raises InvariantError if the forest is damaged or a group's sums are not those of the window."""
@@ -142,3 +196,7 @@ class ClusterState:
                 raise InvariantError(f"group {group.name!r}: sums kept {kept} != sums of the window {found}")
             if group.state == "gone" and self.forest.num_held[group.slot]:
                 raise InvariantError(f"group {group.name!r}: gone, but holds {self.forest.num_held[group.slot]} blocks")
+
+
+def _is_shared(shares: Mapping[int, int]) -> bool:
+    return len(shares) > 1 or any(num > 1 for num in shares.values())

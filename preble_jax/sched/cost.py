@@ -14,7 +14,7 @@ NS_PER_S = 1_000_000_000
 
 
 class CostModel(Protocol):
-    """Nanoseconds of one device group. A profiled or online-fitted model is another implementation of this."""
+    """Nanoseconds of one device group. `preble-jax profile` measures one, step_fit.StepFit refines it online."""
 
     def prefill_ns(self, num_tokens: int) -> int:
         """Time to compute that many prompt tokens; 0 for none."""
@@ -26,12 +26,12 @@ class CostModel(Protocol):
 
 
 class LinearCostModel:
-    """prefill = base + per token, decode = per token."""
+    """prefill = base + per token, decode = per token; in seconds. Not to be changed: make a new one."""
 
     def __init__(self, *, prefill_base_s: float, prefill_token_s: float, decode_token_s: float) -> None:
-        self._prefill_base_s = prefill_base_s
-        self._prefill_token_s = prefill_token_s
-        self._decode_token_s = decode_token_s
+        self.prefill_base_s = prefill_base_s
+        self.prefill_token_s = prefill_token_s
+        self.decode_token_s = decode_token_s
 
     @classmethod
     def from_settings(cls, settings: SchedSettings) -> LinearCostModel:
@@ -44,7 +44,7 @@ class LinearCostModel:
     def prefill_ns(self, num_tokens: int) -> int:
         if num_tokens <= 0:
             return 0
-        return round((self._prefill_base_s + self._prefill_token_s * num_tokens) * NS_PER_S)
+        return round((self.prefill_base_s + self.prefill_token_s * num_tokens) * NS_PER_S)
 
     def decode_ns(self, num_tokens: float) -> int:
-        return round(self._decode_token_s * num_tokens * NS_PER_S)
+        return round(self.decode_token_s * num_tokens * NS_PER_S)

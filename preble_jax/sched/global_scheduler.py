@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 
-from preble_jax.config import SchedSettings
+from preble_jax.config import SchedSettings, TenantSettings
 from preble_jax.errors import (
     ConfigError,
     GroupUnavailableError,
@@ -22,7 +22,8 @@ from preble_jax.errors import (
     PromptTooLongError,
 )
 from preble_jax.kv.events import EventBatch, Snapshot
-from preble_jax.sched.cluster import Assignment, ClusterState
+from preble_jax.sched.assignment import Assignment
+from preble_jax.sched.cluster import ClusterState
 from preble_jax.sched.cost import CostModel, LinearCostModel
 from preble_jax.sched.groups import Group
 from preble_jax.sched.messages import (
@@ -32,23 +33,26 @@ from preble_jax.sched.messages import (
     LoadReport,
     Placement,
     PlaceRequest,
+    PolicyStats,
     RequestSnapshot,
     check_request,
 )
 from preble_jax.sched.placement import PlacementPolicy, Query, make_policy
 from preble_jax.sched.placement.base import runners_up
+from preble_jax.sched.step_fit import StepFit, StepTotals
 
 NUM_ALTERNATIVES = 2
 
 
 class GlobalScheduler:
-    """See the module. cost, policy: None builds what the settings name."""
+    """See the module. cost, policy: None builds what the settings name. tenants: None gives all the same weight."""
 
     def __init__(
         self,
         settings: SchedSettings,
         page_size: int,
         *,
+        tenants: TenantSettings | None = None,
         cost: CostModel | None = None,
         policy: PlacementPolicy | None = None,
     ) -> None:
@@ -57,7 +61,8 @@ class GlobalScheduler:
         self.settings = settings
         self.page_size = page_size
         cost = cost or LinearCostModel.from_settings(settings)
-        self._policy = policy or make_policy(settings, cost)
+        self._refinable = cost if settings.refine_costs and isinstance(cost, LinearCostModel) else None
+        self._policy = policy or make_policy(settings, cost, tenants or TenantSettings())
         self._state = ClusterState(settings, page_size, cost)
         self._forest = self._state.forest
         self._groups = self._state.groups
@@ -88,10 +93,12 @@ class GlobalScheduler:
         self._now = now
         if known is None:
             known = self._state.add_group(group, self._random.random(), num_pages, generation)
+            self._policy.group_added(known.slot)
         else:
             if known.state == "gone" or generation != known.cursor.generation:
                 self._state.restart_group(known, generation)
                 self._groups.set_state(known, "up")
+                self._policy.group_added(known.slot)
             self._groups.resize(known, num_pages)
         known.heard_at = now
         known.cursor.ask(now, 0.0)
@@ -102,7 +109,7 @@ class GlobalScheduler:
         now = self._time(now)
         gone = self._groups.get(group)
         self._now = now
-        self._state.remove_group(gone)
+        self._remove(gone)
 
     def drain_group(self, group: str) -> None:
         """No new requests until it is added again. Raises NotFoundError."""
@@ -130,13 +137,12 @@ class GlobalScheduler:
         # The last token is always computed, for its logits: a page that contains it saves nothing.
         limit = (request.num_tokens - 1) // self.page_size
         levels = [(mask, n * self.page_size) for mask, n in self._forest.holders(found, limit, eligible)]
-        query = Query(request, levels, eligible, self.page_size)
+        query = Query(request, levels, eligible, self.page_size, now)
         slots, decision = self._policy.choose(query, self._state)
         slot = slots[0]
         matched = next((tokens for mask, tokens in levels if mask >> slot & 1), 0)
         group = self._groups.at(slot)
         self._outstanding[request.request_id] = self._state.assign(query, found, group, matched, now)
-        group.num_outstanding += 1
         group.decisions[decision] += 1
         group.totals["matched_tokens"] += matched
         return Placement(
@@ -146,21 +152,41 @@ class GlobalScheduler:
             matched_tokens=matched,
         )
 
+    def first_token(self, request_id: str, now: float, queue_s: float | None = None) -> None:
+        """The group produced the request's first token. queue_s: seconds it had waited in the group's own queue before
+        its first prompt chunk was computed; None: not known.
+
+        Raises NotFoundError (unknown, or ended) and InvalidRequestError (impossible number, told before).
+        """
+        now = self._time(now)
+        assignment = self._get_outstanding(request_id)
+        _check_queue_s(request_id, queue_s)
+        if not assignment.queued_tokens:
+            raise InvalidRequestError(
+                f"request {request_id!r}: expected its first token once, got it again; report it once a request"
+            )
+        self._now = now
+        self._state.started(assignment)
+        self._note_queue(assignment, queue_s, now)
+
     def finished(
-        self, request_id: str, output_tokens: int, cached_tokens: int, now: float, failed: bool = False
+        self,
+        request_id: str,
+        output_tokens: int,
+        cached_tokens: int,
+        now: float,
+        failed: bool = False,
+        queue_s: float | None = None,
     ) -> None:
         """The request ended, on the group it was placed on. cached_tokens: what the group says it did not compute.
+        queue_s: as of `first_token`, for who does not call that.
 
         A failed or cancelled request ends here too; a retry is a new `place` (same id, `excluded` extended) after it.
         Raises NotFoundError (unknown, or finished before) and InvalidRequestError (impossible counts).
         """
         now = self._time(now)
-        assignment = self._outstanding.get(request_id)
-        if assignment is None:
-            raise NotFoundError(
-                f"request {request_id!r}: expected one that is outstanding, got one never placed, or ended before; "
-                "report each placement finished once"
-            )
+        assignment = self._get_outstanding(request_id)
+        _check_queue_s(request_id, queue_s)
         if output_tokens < 0 or not 0 <= cached_tokens <= assignment.num_tokens:
             raise InvalidRequestError(
                 f"request {request_id!r}: expected output_tokens >= 0 and cached_tokens in 0..{assignment.num_tokens}, "
@@ -168,8 +194,10 @@ class GlobalScheduler:
             )
         self._now = now
         del self._outstanding[request_id]
+        self._state.ended(assignment)
+        self._note_queue(assignment, queue_s, now)
+        self._policy.finished(assignment, output_tokens, cached_tokens, failed, now)
         group = assignment.group
-        group.num_outstanding -= 1
         if failed:
             group.totals["failed"] += 1
             return
@@ -194,7 +222,10 @@ class GlobalScheduler:
                 f"{batch.first_seq}"
             )
         self._heard(target, now)
+        generation = target.cursor.generation
         self._state.apply_events(target, batch)
+        if target.cursor.generation != generation:
+            self._policy.group_added(target.slot)
         return self._ask_if_behind(target)
 
     def kv_snapshot(self, group: str, snapshot: Snapshot, now: float) -> list[Instruction]:
@@ -208,19 +239,35 @@ class GlobalScheduler:
                 f"{snapshot.next_seq}"
             )
         self._heard(target, now)
+        generation = target.cursor.generation
         self._state.apply_snapshot(target, snapshot)
+        if target.cursor.generation != generation:
+            self._policy.group_added(target.slot)
         return self._ask_if_behind(target)
 
     def load_report(
-        self, group: str, report: LoadReport, now: float, *, next_seq: int | None = None, generation: int | None = None
+        self,
+        group: str,
+        report: LoadReport,
+        now: float,
+        *,
+        next_seq: int | None = None,
+        generation: int | None = None,
+        steps: StepTotals | None = None,
     ) -> list[Instruction]:
         """Queue lengths, and a sign of life. next_seq, generation: the number the group's next KV event will have; sent
-        with the report they reveal events that were lost with nothing after them. Raises NotFoundError."""
+        with the report they reveal events that were lost with nothing after them. steps: totals of the group's steps,
+        which refine what work costs there. Raises NotFoundError."""
         now = self._time(now)
         target = self._groups.get(group)
         self._heard(target, now)
         target.num_waiting = report.num_waiting
         target.num_running = report.num_running
+        if steps is not None and self._refinable is not None:
+            target.fit = target.fit or StepFit(self._refinable)
+            refined = target.fit.observe(steps)
+            if refined is not None:
+                self._state.set_cost(target, refined)
         if next_seq is not None and generation in (None, target.cursor.generation):
             target.cursor.exists(next_seq)
         return self._ask_if_behind(target)
@@ -228,18 +275,17 @@ class GlobalScheduler:
     def tick(self, now: float) -> list[Instruction]:
         """Time passes: the window moves, optimistic entries and lost requests expire, silent groups are removed,
         overdue snapshots are asked for again. Call it a few times a second.
-
-        Rebalancing, replication and anything else that is due without a request belongs here.
         """
         self._now = now = self._time(now)
         self._state.expire(now)
         self._forget_lost_requests(now)
+        self._policy.tick(self._state, now)
         instructions: list[Instruction] = []
         for group in list(self._groups.by_name.values()):
             if group.state == "gone":
                 continue
             if now - group.heard_at > self.settings.group_timeout_s:
-                self._state.remove_group(group)
+                self._remove(group)
                 instructions.append(GroupLost(group.name))
             else:
                 instructions += self._ask_if_behind(group)
@@ -254,6 +300,14 @@ class GlobalScheduler:
             for name, group in self._groups.by_name.items()
             if group.state != "gone"
         }
+
+    def policy_stats(self) -> PolicyStats:
+        """What the placement policy tells of itself."""
+        return self._policy.stats(self._state)
+
+    def cost_of(self, group: str) -> CostModel:
+        """What work is believed to cost there now. Raises NotFoundError."""
+        return self._groups.get(group).cost
 
     @property
     def num_outstanding(self) -> int:
@@ -272,9 +326,14 @@ class GlobalScheduler:
         """Raises InvariantError if the books do not add up. O(everything)."""
         self._state.validate()
         for group in self._groups.by_name.values():
-            kept, found = group.num_outstanding, sum(a.group is group for a in self._outstanding.values())
+            mine = [a for a in self._outstanding.values() if a.group is group]
+            kept = (group.num_outstanding, group.queued_tokens, group.decode_blocks)
+            found = (len(mine), sum(a.queued_tokens for a in mine), sum(a.num_blocks for a in mine))
             if kept != found:
-                raise InvariantError(f"group {group.name!r}: outstanding requests counted {kept} != found {found}")
+                raise InvariantError(
+                    f"group {group.name!r}: outstanding requests, their queued tokens and blocks kept {kept} != found "
+                    f"{found}"
+                )
 
     # --- inside
 
@@ -300,6 +359,21 @@ class GlobalScheduler:
             )
         return eligible
 
+    def _get_outstanding(self, request_id: str) -> Assignment:
+        assignment = self._outstanding.get(request_id)
+        if assignment is None:
+            raise NotFoundError(
+                f"request {request_id!r}: expected one that is outstanding, got one never placed, or ended before; "
+                "report each placement finished once"
+            )
+        return assignment
+
+    def _note_queue(self, assignment: Assignment, queue_s: float | None, now: float) -> None:
+        """Once a request; what came first counts."""
+        if queue_s is not None and not assignment.queue_known:
+            assignment.queue_known = True
+            self._policy.queued(assignment, queue_s, self._state, now)
+
     def _forget_lost_requests(self, now: float) -> None:
         """Requests whose frontend died are never reported finished."""
         lost: list[str] = []
@@ -309,8 +383,13 @@ class GlobalScheduler:
             lost.append(request_id)
         for request_id in lost:
             assignment = self._outstanding.pop(request_id)
-            assignment.group.num_outstanding -= 1
+            self._state.ended(assignment)
             assignment.group.totals["failed"] += 1
+            self._policy.finished(assignment, 0, 0, True, now)
+
+    def _remove(self, group: Group) -> None:
+        self._policy.group_removed(group.slot)
+        self._state.remove_group(group)
 
     def _heard(self, group: Group, now: float) -> None:
         self._now = group.heard_at = now
@@ -319,3 +398,8 @@ class GlobalScheduler:
         if group.cursor.behind and group.cursor.ask(self._now, self.settings.snapshot_retry_s):
             return [RequestSnapshot(group.name)]
         return []
+
+
+def _check_queue_s(request_id: str, queue_s: float | None) -> None:
+    if queue_s is not None and not 0.0 <= queue_s < math.inf:
+        raise InvalidRequestError(f"request {request_id!r}: expected finite queue_s >= 0, got {queue_s}")

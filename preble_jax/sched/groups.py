@@ -7,12 +7,16 @@ only when nothing of the window refers to it any more.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Literal
 
 from preble_jax.errors import NotFoundError
 from preble_jax.sched.cost import NS_PER_S, CostModel
 from preble_jax.sched.event_cursor import EventCursor
+from preble_jax.sched.group_order import GroupOrder
 from preble_jax.sched.messages import Decision, GroupStats
+from preble_jax.sched.slots import FEW, slots_of
+from preble_jax.sched.step_fit import StepFit
 
 State = Literal["up", "draining", "gone"]
 
@@ -20,15 +24,21 @@ State = Literal["up", "draining", "gone"]
 class Group:
     """One device group. The sums over the window H are kept by adding what comes and subtracting what leaves.
 
-    rank: decides between groups of equal cost. load_ns: L of E2. decode_ns: the part of L that is decoding.
+    cost: what work costs here; fit: what refines it. rank: decides between groups of equal cost. load_ns: L of E2.
+    decode_ns: the part of L that is decoding.
+    num_waiting, num_running: as the group last reported them. num_outstanding: placed here and not reported finished;
+    of these, queued_tokens: prompt tokens they had to compute when placed, less those of requests whose first token was
+    reported (prefill in flight); decode_blocks: pages of their prompts and expected outputs.
     """
 
-    def __init__(self, name: str, slot: int, rank: float, num_pages: int, generation: int) -> None:
+    def __init__(self, name: str, slot: int, rank: float, num_pages: int, generation: int, cost: CostModel) -> None:
         self.name = name
         self.slot = slot
         self.rank = rank
         self.num_pages = num_pages
         self.cursor = EventCursor(generation)
+        self.cost = cost
+        self.fit: StepFit | None = None
         self.state: State = "up"
         self.heard_at = 0.0
         # sums over the window
@@ -38,32 +48,64 @@ class Group:
         self.output_tokens = 0
         self.load_ns = 0
         self.decode_ns = 0
-        # since the group was added
+        # of the requests that have not ended
         self.num_outstanding = 0
+        self.queued_tokens = 0
+        self.decode_blocks = 0
+        # since the group was added
         self.num_waiting = 0
         self.num_running = 0
         self.totals: Counter[str] = Counter()
         self.decisions: Counter[Decision] = Counter()
+        # sets to which the group adds itself when its load changes
+        self.watchers: tuple[set[Group], ...] = ()
 
-    def assigned(self, prefill_ns: int, sign: int, cost: CostModel) -> None:
+    @property
+    def decode_share(self) -> float:
+        """The share of decoding in L; 0 without load."""
+        return self.decode_ns / self.load_ns if self.load_ns else 0.0
+
+    def assigned(self, prefill_ns: int, sign: int) -> None:
         """A request enters the window (sign 1) or leaves it (sign -1)."""
         self.num_assigned += sign
         self.prefill_ns += sign * prefill_ns
-        self._weigh(cost)
+        self.weigh()
 
-    def answered(self, output_tokens: int, sign: int, cost: CostModel) -> None:
+    def answered(self, output_tokens: int, sign: int) -> None:
         """A finished request's output enters the window (sign 1) or leaves it (sign -1)."""
         self.num_outputs += sign
         self.output_tokens += sign * output_tokens
-        self._weigh(cost)
+        self.weigh()
 
-    def _weigh(self, cost: CostModel) -> None:
-        """L = sum of prefill times + requests * decode time of the average output seen here (0 before the first)."""
+    def expected_output(self, max_tokens: int) -> int:
+        """Output tokens a request is expected to have: the average of the window (0 before the first), rounded up, and
+        not more than the request's budget. max_tokens: 0 is no budget."""
+        expected = -(-self.output_tokens // self.num_outputs) if self.num_outputs else 0
+        return min(expected, max_tokens) if max_tokens else expected
+
+    def took(self, missed_tokens: int, num_blocks: int) -> None:
+        """A request was sent here."""
+        self.num_outstanding += 1
+        self.queued_tokens += missed_tokens
+        self.decode_blocks += num_blocks
+
+    def gave_back(self, queued_tokens: int, num_blocks: int) -> None:
+        """A request ended. queued_tokens: 0 when its first token had been reported."""
+        self.num_outstanding -= 1
+        self.queued_tokens -= queued_tokens
+        self.decode_blocks -= num_blocks
+
+    def weigh(self) -> None:
+        """Works out L anew, which `assigned` and `answered` do; call it after `cost` was replaced.
+
+        L = sum of prefill times + requests * decode time of the average output seen here (0 before the first)."""
         if self.num_outputs:
-            self.decode_ns = self.num_assigned * cost.decode_ns(self.output_tokens / self.num_outputs)
+            self.decode_ns = self.num_assigned * self.cost.decode_ns(self.output_tokens / self.num_outputs)
         else:
             self.decode_ns = 0
         self.load_ns = self.prefill_ns + self.decode_ns
+        for changed in self.watchers:
+            changed.add(self)
 
     def stats(self, held_pages: int) -> GroupStats:
         return GroupStats(
@@ -94,6 +136,8 @@ class GroupTable:
         self.up = 0
         self._free_slots: list[int] = []
         self._least_pages = 0
+        self._by_load = GroupOrder(lambda group: group.load_ns)
+        self._by_decode_share = GroupOrder(lambda group: -group.decode_share)
 
     def get(self, name: str) -> Group:
         """Raises NotFoundError for a group that was never added, or was removed."""
@@ -120,6 +164,9 @@ class GroupTable:
             assert group.slot == len(self.by_slot)
             self.by_slot.append(group)
         self.by_name[group.name] = group
+        group.watchers = (self._by_load.changed, self._by_decode_share.changed)
+        for changed in group.watchers:
+            changed.add(group)
         self.resize(group, group.num_pages)
         self.set_state(group, "up")
 
@@ -136,7 +183,28 @@ class GroupTable:
         if group.state == "gone" and not group.num_assigned and not group.num_outputs:
             del self.by_name[group.name]
             self.by_slot[group.slot] = None
+            self._by_load.remove(group)
+            self._by_decode_share.remove(group)
             self._free_slots.append(group.slot)
+
+    def by_load(self, mask: int) -> Iterable[Group]:
+        """The groups of a mask by L, the least first; equal ones by rank. Nothing may change meanwhile."""
+        return self._in_order(self._by_load, mask)
+
+    def by_decode_share(self, mask: int) -> Iterable[Group]:
+        """The groups of a mask by the share of decoding in L, the greatest first; equal ones by rank."""
+        return self._in_order(self._by_decode_share, mask)
+
+    def heaviest(self, mask: int) -> Group:
+        """The group of greatest L in a mask that is not 0; of equal ones the last by rank."""
+        if mask.bit_count() <= FEW:
+            return max((self.at(slot) for slot in slots_of(mask)), key=lambda group: (group.load_ns, group.rank))
+        return self.at(next(self._by_load.descending(mask)))
+
+    def _in_order(self, order: GroupOrder, mask: int) -> Iterable[Group]:
+        if mask.bit_count() <= FEW:
+            return order.sorted([self.at(slot) for slot in slots_of(mask)])
+        return map(self.at, order.ascending(mask))
 
     def allowed(self, excluded: frozenset[str]) -> int:
         """Mask of the groups that are up and not excluded. Names nobody knows exclude nobody."""

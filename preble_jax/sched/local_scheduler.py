@@ -9,19 +9,29 @@ then waiting requests are admitted in the order the queue policy proposes.
 
 A request whose next page another running request is about to compute waits for that page instead of computing it again.
 Nothing can wait forever: whoever computes runs until it commits, and gives the pages up when it ends or is preempted.
+Nor is much lost by it: in a step that has budget to spare, all running prompts are computed to their ends, so whatever
+is waited for is there in the next one.
+
+No step takes time in proportion to the queue: at most MAX_PASSED_OVER candidates are looked at in vain, and at most
+MAX_REMATCHED are told to the queue as changed. The others' turn comes in the steps that follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 
 from preble_jax.errors import InvalidRequestError, InvariantError, OverloadedError
 from preble_jax.kv.prefix_cache import PrefixCache
 from preble_jax.request import FinishReason, Request, RequestOutput
+from preble_jax.sched.deadlines import Deadlines
 from preble_jax.sched.limits import StepLimits
+from preble_jax.sched.prefix_matches import PrefixMatches
 from preble_jax.sched.queues.base import QueuePolicy
 from preble_jax.sched.sequence import PlannedRow, Sequence, StepPlan
+
+MAX_PASSED_OVER = 64
+MAX_REMATCHED = 64
 
 
 class LocalScheduler:
@@ -32,7 +42,10 @@ class LocalScheduler:
         self.cache = cache
         self.queue = queue
         self.running: list[Sequence] = []  # by order of arrival
+        self.waiting_tokens = 0  # that the waiting requests bring, cached ones included
         self._sequences: dict[str, Sequence] = {}
+        self._matches = PrefixMatches(cache)
+        self._deadlines = Deadlines()
         self._computing: dict[bytes, Sequence] = {}  # prompt pages that a running sequence is about to commit
         self._num_arrived = 0
         self.num_preemptions = 0
@@ -55,7 +68,9 @@ class LocalScheduler:
         sequence = Sequence(request, self._num_arrived, self.cache.page_size, now, seed)
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence
-        self.queue.add(sequence)
+        self._matches.num_pages(sequence)  # hashes the prompt: now rather than in the middle of a step
+        self._deadlines.add(sequence)
+        self._enqueue(sequence)
 
     def cancel(self, request_id: str, reason: FinishReason = "cancelled") -> RequestOutput | None:
         """Ends a request now; its pages are free when this returns. None if it has ended already."""
@@ -66,8 +81,7 @@ class LocalScheduler:
 
     def expire(self, now: float) -> list[RequestOutput]:
         """Ends the requests whose deadline has passed."""
-        late = [s for s in self._sequences.values() if s.request.deadline_s is not None and s.request.deadline_s <= now]
-        return [self._end(sequence, "deadline") for sequence in late]
+        return [self._end(sequence, "deadline") for sequence in self._deadlines.take_passed(now)]
 
     @property
     def num_waiting(self) -> int:
@@ -77,9 +91,9 @@ class LocalScheduler:
     def num_unfinished(self) -> int:
         return len(self._sequences)
 
-    def waiting_tokens(self) -> int:
-        """Tokens the waiting requests bring, cached ones included."""
-        return sum(len(sequence.tokens) for sequence in self.queue)
+    def tenant_deficits(self) -> Mapping[str, float]:
+        """What the queue policy owes each tenant (negative: is owed), in service units. O(tenants)."""
+        return self.queue.deficits()
 
     # -- one step ----------------------------------------------------------------------------------
 
@@ -103,6 +117,7 @@ class LocalScheduler:
             if sequence.pages is None:  # it ended or was preempted while the step ran
                 continue
             sequence.num_computed = row.start + row.num_tokens
+            sequence.num_reached = max(sequence.num_reached, sequence.num_computed)
             self._commit(sequence)
             if row.samples:
                 outputs.append(self._append_token(sequence, int(token), float(logprob)))
@@ -120,9 +135,13 @@ class LocalScheduler:
         return [row for row in rows if row.sequence.pages is not None]
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """A page for the sequence's next token; preempts the latest arrivals for it. False if it was the latest."""
+        """A page for the sequence's next token; preempts for it whom the queue policy names. False if it was named.
+
+        No order of naming can stop everybody: a sequence that runs alone always finds room, prompts in computation are
+        disturbed only for one that decodes, and tokens that were made are never lost. So tokens go on being made.
+        """
         while not self._extend_to(sequence, len(sequence.tokens)):
-            victim = self.running[-1]
+            victim = self.queue.victim(self.running)
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -141,8 +160,14 @@ class LocalScheduler:
                 budget -= rows[-1].num_tokens
         if full() or not len(self.queue) or len(self.running) == self.limits.max_num_seqs:
             return rows
+        for sequence in self._matches.take_stale(MAX_REMATCHED):
+            self.queue.rematched(sequence)
+        num_passed_over = 0
         for sequence in self.queue.candidates(self._cached_tokens):
             if self._awaits_page(sequence):
+                num_passed_over += 1
+                if num_passed_over == MAX_PASSED_OVER:
+                    break
                 continue
             if not self._admit(sequence):
                 break  # pages are short: whoever is first waits first
@@ -154,12 +179,12 @@ class LocalScheduler:
 
     def _awaits_page(self, sequence: Sequence) -> bool:
         hashes = sequence.matchable_hashes()
-        matched = self._matched_pages(sequence)
+        matched = self._matches.num_pages(sequence)
         return matched < len(hashes) and hashes[matched] in self._computing
 
     def _admit(self, sequence: Sequence) -> bool:
         """Pins what is cached and takes pages for the sequence's other tokens. False, and nothing done, if short."""
-        hashes = sequence.matchable_hashes()[: self._matched_pages(sequence)]
+        hashes = sequence.matchable_hashes()[: self._matches.num_pages(sequence)]
         num_new = self._num_pages(len(sequence.tokens)) - len(hashes)
         reserve = len(self.running)  # a page for each running sequence, lest admission is followed by preemption
         if num_new + self.cache.num_evictable_in(hashes) + reserve > self.cache.num_available:
@@ -168,18 +193,28 @@ class LocalScheduler:
         if not self._extend_to(sequence, len(sequence.tokens)):
             raise InvariantError(f"admission: {num_new} pages were counted as available and are not")
         sequence.num_computed = len(hashes) * self.cache.page_size
-        if sequence.num_cached is None:
-            sequence.num_cached = sequence.num_computed
+        self.queue.admitted(sequence)
+        self._dequeue(sequence)
+        self._insert_running(sequence)
+        if sequence.num_cached is None:  # computing again after a preemption is charged to nobody
+            sequence.num_cached = sequence.num_reached = sequence.num_computed
             self.num_prompt_tokens += sequence.num_prompt
             self.num_cached_tokens += sequence.num_cached
-        self.queue.admitted(sequence)
-        self.queue.remove(sequence)
-        self._insert_running(sequence)
+            self.queue.served(sequence, extend_tokens=sequence.num_prompt - sequence.num_cached, output_tokens=0)
         if self.cache.enabled:
             for block_hash in sequence.hashes()[len(hashes) :]:
                 if self.cache.tree.get(block_hash) is None:  # a prompt's last page may be cached, yet is computed
                     self._computing.setdefault(block_hash, sequence)
         return True
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        self.waiting_tokens += len(sequence.tokens)
+        self.queue.add(sequence)
+
+    def _dequeue(self, sequence: Sequence) -> None:
+        self.waiting_tokens -= len(sequence.tokens)
+        self.queue.remove(sequence)
+        self._matches.forget(sequence)
 
     def _insert_running(self, sequence: Sequence) -> None:
         index = len(self.running)
@@ -197,14 +232,8 @@ class LocalScheduler:
         missing = self._num_pages(num_tokens) - len(sequence.pages.pages)
         return missing <= 0 or self.cache.extend(sequence.pages, missing)
 
-    def _matched_pages(self, sequence: Sequence) -> int:
-        if sequence.matched_version != self.cache.tree.version:
-            sequence.matched_pages = self.cache.match(sequence.matchable_hashes())
-            sequence.matched_version = self.cache.tree.version
-        return sequence.matched_pages
-
     def _cached_tokens(self, sequence: Sequence) -> int:
-        return self._matched_pages(sequence) * self.cache.page_size
+        return self._matches.num_pages(sequence) * self.cache.page_size
 
     def _commit(self, sequence: Sequence) -> None:
         assert sequence.pages is not None
@@ -235,12 +264,13 @@ class LocalScheduler:
         self._free(sequence)
         sequence.num_computed = 0
         self.num_preemptions += 1
-        self.queue.add(sequence)
+        self._enqueue(sequence)
 
     # -- endings -----------------------------------------------------------------------------------
 
     def _append_token(self, sequence: Sequence, token: int, logprob: float) -> RequestOutput:
         sequence.tokens.append(token)
+        self.queue.served(sequence, extend_tokens=0, output_tokens=1)
         request = sequence.request
         reason: FinishReason | None = None
         if token in request.stop_token_ids:
@@ -253,6 +283,7 @@ class LocalScheduler:
             logprobs=[logprob] if request.sampling.logprobs else [],
             finish_reason=reason,
             cached_tokens=sequence.num_cached or 0,
+            queue_s=sequence.queue_s,
         )
         if reason is not None:
             self._forget(sequence)
@@ -266,13 +297,24 @@ class LocalScheduler:
 
     def _forget(self, sequence: Sequence) -> None:
         if sequence.pages is None:
-            self.queue.remove(sequence)
+            self._dequeue(sequence)
         self._free(sequence)
+        never_computed = sequence.num_prompt - sequence.num_reached
+        if sequence.num_cached is not None and never_computed > 0:
+            self.queue.served(sequence, extend_tokens=-never_computed, output_tokens=0)
+        self.queue.finished(sequence)
+        self._deadlines.remove(sequence)
         del self._sequences[sequence.request.request_id]
 
     def validate(self) -> None:
         """Raises InvariantError if requests, queue, running set and pages do not add up."""
         self.cache.validate()
+        self._matches.validate()
+        if self.waiting_tokens != sum(len(sequence.tokens) for sequence in self.queue):
+            raise InvariantError(
+                f"queue: {self.waiting_tokens} tokens counted, "
+                f"{sum(len(sequence.tokens) for sequence in self.queue)} found"
+            )
         if len(self.queue) + len(self.running) != len(self._sequences):
             raise InvariantError(
                 f"requests: {len(self.queue)} waiting + {len(self.running)} running "

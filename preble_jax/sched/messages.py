@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from preble_jax.errors import InvalidRequestError
 
-Decision = Literal["exploit", "explore", "balance", "round_robin"]
+Decision = Literal["exploit", "explore", "balance", "rebalance", "replicate", "round_robin"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +35,8 @@ def check_request(request: PlaceRequest, page_size: int) -> None:
             f"request {name!r}: expected an id, num_tokens >= 1 and max_tokens >= 0, got {request.num_tokens} and "
             f"{request.max_tokens}"
         )
+    if not request.tenant:
+        raise InvalidRequestError(f"request {name!r}: expected a tenant, got an empty name; the default is 'default'")
     num_full = request.num_tokens // page_size
     if len(request.block_hashes) > num_full:
         raise InvalidRequestError(
@@ -109,3 +111,28 @@ class GroupStats:
     def hit_ratio(self) -> float:
         """Cached prompt tokens over prompt tokens, of finished requests; 0 before the first."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TenantStats:
+    """One tenant's row, of a policy that knows tenants (d2lpm).
+
+    deficits: by group, service the tenant may still be given there before a refill, in service units
+    (TenantSettings). num_placed, num_refills: since the tenant was last new. refill_pressure: refill quanta per
+    placement: how fast its demand uses up its shares; well above its service per request over the quantum, its
+    requests all want the same group.
+    """
+
+    weight: float
+    deficits: Mapping[str, float]
+    num_placed: int
+    num_refills: int
+    refill_pressure: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyStats:
+    """What a placement policy tells of itself. counters: name -> value, names are the policy's own."""
+
+    counters: Mapping[str, float] = field(default_factory=dict)
+    tenants: Mapping[str, TenantStats] = field(default_factory=dict)

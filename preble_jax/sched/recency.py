@@ -15,31 +15,35 @@ if TYPE_CHECKING:
     from preble_jax.sched.forest_nodes import Node
 
 
+SWEPT_PER_TOUCH = 8
+
+
 class Recency:
     """The order of one subject: a device group's slot, or ANY for the forest as a whole.
 
     Reads node.last[subject]: the tick of the node's last touch, absent where the subject does not hold the node.
     A record whose touch was overtaken on the whole path is stale; stale records are dropped when met at the cold end,
-    and all at once when they could be more than half. O(1) amortised per touch, O(touches that are not stale) memory.
+    and by a sweep of all when they could be more than half, a few at each touch, so that no touch waits for it.
+    O(1) per touch, O(touches that are not stale) memory.
     """
 
-    __slots__ = ("_purge_at", "_records", "_subject")
+    __slots__ = ("_purge_at", "_records", "_subject", "_sweep")
 
     def __init__(self, subject: int) -> None:
         self._subject = subject
         self._records: OrderedDict[Node, int] = OrderedDict()
         self._purge_at = 64
+        self._sweep: list[Node] = []  # to be looked at
 
     def touch(self, node: Node, tick: int) -> None:
         """`node` is the deepest node of the path whose `last[subject]` was just set to `tick`."""
         records = self._records
         records[node] = tick
         records.move_to_end(node)
-        if len(records) > self._purge_at:
-            for leaf, at in list(records.items()):
-                if self._first(leaf, at) is None:
-                    del records[leaf]
-            self._purge_at = 2 * len(records) + 64
+        if self._sweep:
+            self._sweep_some()
+        elif len(records) > self._purge_at:
+            self._sweep = list(records)
 
     def coldest(self) -> Iterator[Node]:
         """Nodes the subject holds, least recently used first, children before parents. Nothing may change meanwhile."""
@@ -61,6 +65,17 @@ class Recency:
 
     def clear(self) -> None:
         self._records.clear()
+        self._sweep.clear()
+
+    def _sweep_some(self) -> None:
+        records, sweep = self._records, self._sweep
+        for _ in range(min(SWEPT_PER_TOUCH, len(sweep))):
+            leaf = sweep.pop()
+            at = records.get(leaf)
+            if at is not None and self._first(leaf, at) is None:
+                del records[leaf]
+        if not sweep:
+            self._purge_at = 2 * len(records) + 64
 
     def _first(self, leaf: Node, at: int) -> Node | None:
         """The deepest node that this touch was the last to use; None if there is none."""

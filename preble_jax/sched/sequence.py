@@ -15,6 +15,8 @@ class Sequence:
     order:          arrival number; decides who is first come and who is preempted.
     pages:          None while waiting.
     num_cached:     prompt tokens that pages held at the first admission; None before it.
+    num_reached:    the most that `num_computed` has ever been: beyond it, nothing was computed twice.
+    queue_s:        seconds it had waited when its first step was planned; None before that.
     """
 
     def __init__(self, request: Request, order: int, page_size: int, arrival_s: float, seed: int) -> None:
@@ -26,11 +28,11 @@ class Sequence:
         self.num_prompt = len(self.tokens)
         self.num_computed = 0
         self.num_cached: int | None = None
+        self.num_reached = 0
+        self.queue_s: float | None = None
         self.pages: SequencePages | None = None
         self._hasher = BlockHasher(page_size, request.cache_salt)
         self._page_size = page_size
-        self.matched_pages = 0  # remembered by the queue, valid for `matched_version` of the tree
-        self.matched_version = -1
 
     @property
     def num_output(self) -> int:

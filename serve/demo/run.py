@@ -44,9 +44,11 @@ def run_demo(arguments: argparse.Namespace) -> int:
     run_dir: Path = arguments.run_dir or new_run_dir()
     summaries = []
     for cluster in _clusters(arguments, run_dir):
-        placement = cluster.config.sched.placement
+        config = cluster.config
         console.print(
-            f"{len(requests)} requests in {num_families} prefix families, placement {placement}", highlight=False
+            f"{len(requests)} requests in {num_families} prefix families, placement {config.sched.placement}, "
+            f"local queue {config.queue.policy}",
+            highlight=False,
         )
         with cluster:
             summaries.append(asyncio.run(_measure(cluster, requests, sampling, make_view(console))))
@@ -84,7 +86,7 @@ async def _measure(cluster: Cluster, requests: Sequence[DemoRequest], sampling: 
             duration_s = time.monotonic() - started
             watcher.cancel()
         state = await scheduler.GetState(pb.GetStateRequest(), timeout=STATE_TIMEOUT_S)
-    return summarize(cluster.config.sched.placement, outcomes, state.groups, duration_s)
+    return summarize(outcomes, state, duration_s)
 
 
 async def stream_all(
@@ -121,9 +123,9 @@ async def _ask(
 
 async def _watch(scheduler: scheduler_pb2_grpc.SchedulerStub, outcomes: Sequence[Outcome], view: View) -> None:
     """Keeps the view fresh until cancelled. A scheduler that does not answer leaves the last state standing."""
-    states: Sequence[pb.GroupState] = ()
+    state = pb.GetStateResponse()
     while True:
         with suppress(PrebleError), transport_errors():
-            states = (await scheduler.GetState(pb.GetStateRequest(), timeout=STATE_TIMEOUT_S)).groups
-        view.update(outcomes, states)
+            state = await scheduler.GetState(pb.GetStateRequest(), timeout=STATE_TIMEOUT_S)
+        view.update(outcomes, state)
         await asyncio.sleep(VIEW_S)

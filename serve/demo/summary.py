@@ -12,6 +12,7 @@ from serve.client import Usage
 from serve.protos.preble.v1 import scheduler_pb2 as pb
 
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+# Always in the summary, with others that the placement policy makes.
 DECISIONS = ("exploit", "explore", "balance", "round_robin")
 
 
@@ -41,9 +42,11 @@ class GroupCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """hit_ratio: cached prompt tokens over prompt tokens, of the requests that finished."""
+    """placement, queue: the policies that were on, as the cluster said. hit_ratio: cached prompt tokens over prompt
+    tokens, of the requests that finished."""
 
     placement: str
+    queue: str
     requests: int
     failures: int
     duration_s: float
@@ -72,6 +75,7 @@ class Summary:
         }
         return {
             "placement": self.placement,
+            "queue": self.queue,
             "requests": self.requests,
             "failures": self.failures,
             "duration_s": round(self.duration_s, 3),
@@ -85,13 +89,12 @@ class Summary:
         }
 
 
-def summarize(
-    placement: str, outcomes: Sequence[Outcome], states: Sequence[pb.GroupState], duration_s: float
-) -> Summary:
-    """states: of the groups, after the last request; for the decisions, which only the scheduler knows."""
+def summarize(outcomes: Sequence[Outcome], state: pb.GetStateResponse, duration_s: float) -> Summary:
+    """state: after the last request; for the policies, and the decisions, which only the scheduler knows."""
     usages = [outcome.usage for outcome in outcomes if outcome.usage is not None]
     return Summary(
-        placement=placement,
+        placement=state.placement,
+        queue=queue_policies(state),
         requests=len(outcomes),
         failures=len(outcomes) - len(usages),
         duration_s=duration_s,
@@ -100,8 +103,13 @@ def summarize(
         output_tokens=sum(usage.output_tokens for usage in usages),
         ttft_s=quantiles([outcome.ttft_s for outcome in outcomes if outcome.ttft_s is not None]),
         latency_s=quantiles([outcome.latency_s for outcome in outcomes if outcome.latency_s is not None]),
-        groups={state.hello.group.group: _counts(state, usages) for state in states},
+        groups={group.hello.group.group: _counts(group, usages) for group in state.groups},
     )
+
+
+def queue_policies(state: pb.GetStateResponse) -> str:
+    """Of the groups' local queues: one name, unless they were started with different settings."""
+    return ", ".join(sorted({group.hello.queue for group in state.groups if group.hello.queue}))
 
 
 def _counts(state: pb.GroupState, usages: Sequence[Usage]) -> GroupCounts:
@@ -111,7 +119,7 @@ def _counts(state: pb.GroupState, usages: Sequence[Usage]) -> GroupCounts:
         prompt_tokens=sum(usage.prompt_tokens for usage in own),
         cached_tokens=sum(usage.cached_tokens for usage in own),
         output_tokens=sum(usage.output_tokens for usage in own),
-        decisions={decision: getattr(state, decision) for decision in DECISIONS},
+        decisions={**dict.fromkeys(DECISIONS, 0), **dict(sorted(state.decisions.items()))},
     )
 
 
@@ -128,11 +136,11 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 def summary_table(summaries: Sequence[Summary]) -> Table:
     """Side by side, one column a run."""
     table = Table(title="Summary", title_justify="left")
-    table.add_column("")
+    table.add_column("placement")
     for summary in summaries:
         table.add_column(summary.placement, justify="right")
     rows = [_rows(summary) for summary in summaries]
-    for name in rows[0]:
+    for name in dict.fromkeys(name for row in rows for name in row):
         table.add_row(name, *(row.get(name, "") for row in rows))
     return table
 
@@ -142,6 +150,7 @@ def _rows(summary: Summary) -> dict[str, str]:
         return " / ".join(f"{values[name]:.2f}" for name in ("p50", "p90", "max")) if values else "-"
 
     rows = {
+        "local queue": summary.queue,
         "requests": str(summary.requests),
         "failures": str(summary.failures),
         "prompt tokens": f"{summary.prompt_tokens:,}",

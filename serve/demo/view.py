@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from serve.demo.summary import Outcome, hit_ratio
+from serve.demo.summary import Outcome, hit_ratio, queue_policies
 from serve.protos.preble.v1 import scheduler_pb2 as pb
 
 # Narrow enough for 80 columns.
@@ -28,7 +28,7 @@ class View(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def update(self, outcomes: Sequence[Outcome], states: Sequence[pb.GroupState]) -> None:
+    def update(self, outcomes: Sequence[Outcome], state: pb.GetStateResponse) -> None:
         """A few times a second."""
 
     def ended(self, outcome: Outcome) -> None:
@@ -53,14 +53,14 @@ class LiveView:
     def __exit__(self, *_: object) -> None:
         self._live.__exit__(None, None, None)
 
-    def update(self, outcomes: Sequence[Outcome], states: Sequence[pb.GroupState]) -> None:
+    def update(self, outcomes: Sequence[Outcome], state: pb.GetStateResponse) -> None:
         running = [outcome for outcome in outcomes if outcome.text and outcome.latency_s is None]
         width = max(20, self._console.width - 16)
         tails = [
             Text.assemble((_label(outcome), "dim"), " ", _one_line(outcome.text)[-width:], no_wrap=True)
             for outcome in running[:_SHOWN_STREAMS]
         ]
-        self._live.update(Group(group_table(states), *tails))
+        self._live.update(Group(group_table(state), *tails))
 
     def ended(self, outcome: Outcome) -> None:
         self._console.print(_ended_line(outcome), markup=False, highlight=False)
@@ -79,11 +79,14 @@ class LineView:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def update(self, outcomes: Sequence[Outcome], states: Sequence[pb.GroupState]) -> None:
+    def update(self, outcomes: Sequence[Outcome], state: pb.GetStateResponse) -> None:
         if time.monotonic() >= self._next_at:
             self._next_at = time.monotonic() + _LINE_INTERVAL_S
             num_done = sum(outcome.latency_s is not None for outcome in outcomes)
-            self._print(f"{num_done} of {len(outcomes)} answered | " + " | ".join(map(_group_line, states)))
+            first = f"{num_done} of {len(outcomes)} answered"
+            if state.placement:
+                first += f" ({policies_line(state)})"
+            self._print(" | ".join([first, *map(_group_line, state.groups)]))
 
     def ended(self, outcome: Outcome) -> None:
         self._print(_ended_line(outcome))
@@ -92,27 +95,34 @@ class LineView:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def group_table(states: Sequence[pb.GroupState]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=0)
+def policies_line(state: pb.GetStateResponse) -> str:
+    """Which policies are on."""
+    return f"placement {state.placement}, local queue {queue_policies(state)}"
+
+
+def group_table(state: pb.GetStateResponse) -> Table:
+    title = policies_line(state) if state.placement else None
+    table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "group" else "right")
-    for state in states:
-        load = state.load
+    for group in state.groups:
+        load, decisions = group.load, group.decisions
+        others = sum(decisions.values()) - decisions["exploit"] - decisions["explore"]
         table.add_row(
-            state.hello.group.group,
+            group.hello.group.group,
             *(str(value) for value in (load.num_waiting, load.num_running, load.prompt_tokens, load.cached_tokens)),
             f"{hit_ratio(load.cached_tokens, load.prompt_tokens):.2f}",
-            *(str(value) for value in (state.exploit, state.explore, state.balance + state.round_robin)),
+            *(str(value) for value in (decisions["exploit"], decisions["explore"], others)),
         )
     return table
 
 
-def _group_line(state: pb.GroupState) -> str:
-    load = state.load
+def _group_line(group: pb.GroupState) -> str:
+    load = group.load
+    decided = ", ".join(f"{count} {decision}" for decision, count in sorted(group.decisions.items()))
     return (
-        f"{state.hello.group.group}: {load.num_waiting} waiting, {load.num_running} running, "
-        f"hit ratio {hit_ratio(load.cached_tokens, load.prompt_tokens):.2f}, "
-        f"{state.exploit} exploit, {state.explore} explore"
+        f"{group.hello.group.group}: {load.num_waiting} waiting, {load.num_running} running, "
+        f"hit ratio {hit_ratio(load.cached_tokens, load.prompt_tokens):.2f}" + (f", {decided}" if decided else "")
     )
 
 

@@ -83,10 +83,10 @@ def test_the_context_ends_a_request(tiny: LLM):
     ],
 )
 def test_a_bad_prompt_is_refused_and_nothing_runs(tiny: LLM, prompts, error, words):
-    steps = tiny.engine.counters.steps
+    steps = tiny.engine.ledger.steps
     with pytest.raises(error, match=words):
         tiny.generate(prompts, GREEDY)
-    assert tiny.engine.counters.steps == steps and not tiny.engine.has_work
+    assert tiny.engine.ledger.steps == steps and not tiny.engine.has_work
 
 
 def test_an_interrupted_batch_leaves_nothing_behind(tiny: LLM, monkeypatch: pytest.MonkeyPatch):

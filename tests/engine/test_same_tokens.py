@@ -78,7 +78,7 @@ def test_forced_eviction_and_preemption(make_engine, sampling, alone):
     evicted = []
 
     def disturb(engine):
-        if engine.counters.steps % 5 == 0:
+        if engine.ledger.steps % 5 == 0:
             evicted.append(engine.cache.num_cached)
             engine.reset_prefix_cache()
 
@@ -112,7 +112,7 @@ def test_any_batch_chunk_pool_and_order(make_engine, prompts, chunk, num_pages, 
     cancel_at = data.draw(st.integers(0, 30))
 
     def disturb(engine):
-        if engine.counters.steps == cancel_at:
+        if engine.ledger.steps == cancel_at:
             for i in cancelled:
                 engine.cancel(str(i))
 
@@ -147,7 +147,7 @@ def test_nothing_compiles_after_warm_up(make_engine, sampling):
     generate(engine, PROMPTS[:3], GREEDY)
     engine.reset_prefix_cache()
     generate(engine, PROMPTS[:1], sampling)
-    assert engine.counters.late_compiles == 0
+    assert engine.late_compiles == 0
     jax.jit(lambda x: x + 1)(1.0)  # the count can move
     generate(engine, PROMPTS[:1], sampling)
-    assert engine.counters.late_compiles > 0
+    assert engine.late_compiles > 0

@@ -22,19 +22,30 @@ CONFIG = Config(
 
 
 class Deployment:
-    """Use as an async context. engines, workers: by group name."""
+    """Use as an async context. engines, workers: by group name.
 
-    def __init__(self, num_groups: int = 2, config: Config = CONFIG) -> None:
+    scheduler_address: of one that runs elsewhere; None starts one here.
+    """
+
+    def __init__(self, num_groups: int = 2, config: Config = CONFIG, scheduler_address: str | None = None) -> None:
         self._config = config
+        self._scheduler_address = scheduler_address
         self._stack = AsyncExitStack()
         self.engines = {f"worker-{index}": FakeEngine() for index in range(num_groups)}
         self.workers: dict[str, Worker] = {}
 
+    @property
+    def scheduler_address(self) -> str:
+        assert self._scheduler_address is not None
+        return self._scheduler_address
+
     async def __aenter__(self) -> Deployment:
-        self.scheduler = await self._stack.enter_async_context(Scheduler(self._config, 0))
+        if self._scheduler_address is None:
+            self.scheduler = await self._stack.enter_async_context(Scheduler(self._config, 0))
+            self._scheduler_address = self.scheduler.address
         for group in self.engines:
             await self.start_worker(group)
-        self.frontend = Frontend(byte_tokenizer(), self._config, self.scheduler.address, 0)
+        self.frontend = Frontend(byte_tokenizer(), self._config, self.scheduler_address, 0)
         await self._stack.enter_async_context(self.frontend)
         self.client = await self._stack.enter_async_context(AsyncClient(self.frontend.address))
         await self.until_joined(len(self.engines))
@@ -46,7 +57,7 @@ class Deployment:
             assert not engine.running, "a request outlived its deployment"
 
     async def start_worker(self, group: str) -> None:
-        worker = Worker(self.engines[group], self._config, group, self.scheduler.address, 0)
+        worker = Worker(self.engines[group], self._config, group, self.scheduler_address, 0)
         self.workers[group] = await self._stack.enter_async_context(worker)
 
     async def kill_worker(self, group: str) -> None:
@@ -66,11 +77,11 @@ class Deployment:
 
     async def restart_scheduler(self) -> None:
         """A new one, which knows nothing, at the old one's address."""
-        port = int(self.scheduler.address.rpartition(":")[2])
+        port = int(self.scheduler_address.rpartition(":")[2])
         self.scheduler = await self._stack.enter_async_context(Scheduler(self._config, port))
 
     async def state(self) -> dict[str, scheduler_pb2.GroupState]:
-        async with open_channel(self.scheduler.address) as channel:
+        async with open_channel(self.scheduler_address) as channel:
             request = scheduler_pb2.GetStateRequest()
             state = await scheduler_pb2_grpc.SchedulerStub(channel).GetState(request, wait_for_ready=True)
         return {group.hello.group.group: group for group in state.groups}

@@ -36,6 +36,9 @@ class FakeLoad:
     finished: int = 0
     steps: int = 0
     step_s_recent: float = 0.0
+    next_seq: int = 0
+    generation: int = 0
+    tenants: tuple[object, ...] = ()
 
 
 class FakeEngine:
@@ -122,6 +125,7 @@ class FakeEngine:
             logprobs=[-0.5] if request.sampling.logprobs else [],
             finish_reason=self._reason(request, index),
             cached_tokens=cached_tokens,
+            queue_s=0.25,
         )
 
     @staticmethod
@@ -161,4 +165,6 @@ class FakeEngine:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             output_tokens=self._output_tokens,
+            next_seq=self._next_seq + len(self._events),
+            generation=self.info.generation,
         )

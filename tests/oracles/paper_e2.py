@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from oracles.naive_forest import Block, NaiveForest
+from oracles.paper_autoscale import PaperAutoscale
 
 
 @dataclass
@@ -18,6 +19,7 @@ class Sent:
     group: int
     missed: int
     path: list[Block]
+    prompt: Sequence[bytes]
 
 
 class PaperE2:
@@ -29,6 +31,8 @@ class PaperE2:
         window_s: float,
         ttl_s: float,
         imbalance_ratio: float,
+        rebalance_ratio: float | None,
+        autoscale_ratio: float | None,
         page_size: int,
         prefill_time: Callable[[int], int],
         decode_time: Callable[[float], int],
@@ -37,6 +41,8 @@ class PaperE2:
     ) -> None:
         self.window_s = window_s
         self.imbalance_ratio = imbalance_ratio
+        self.rebalance_ratio = rebalance_ratio
+        self.autoscale = PaperAutoscale(self, autoscale_ratio) if autoscale_ratio is not None else None
         self.page_size = page_size
         self.prefill_time = prefill_time
         self.decode_time = decode_time
@@ -45,6 +51,7 @@ class PaperE2:
         self.forest = NaiveForest(ttl_s=ttl_s)
         self.sent: list[Sent] = []
         self.outputs: list[tuple[float, int, int]] = []
+        self.outstanding: list[int] = []  # the group of each
 
     def schedule_request(
         self, prompt: Sequence[bytes], num_tokens: int, groups: Collection[int], now: float
@@ -54,19 +61,52 @@ class PaperE2:
         cached = {i: self.cached_tokens(prompt, num_tokens, i) for i in groups}
         longest = max(cached.values())
         if num_tokens - longest < longest:
-            decision, candidates = "exploit", [i for i in groups if cached[i] == longest]
-            chosen = min(candidates, key=lambda i: (self.load_cost(i, prompt, num_tokens - cached[i]), self.ranks[i]))
+            decision, chosen = self.exploit(prompt, num_tokens, cached)
         elif decoding := [i for i in groups if self.decode_ratio(i) > self.imbalance_ratio]:
             decision, chosen = "balance", min(decoding, key=lambda i: (-self.decode_ratio(i), self.ranks[i]))
         else:
             decision = "explore"
             chosen = min(groups, key=lambda i: (self.load_cost(i, prompt, num_tokens - cached[i]), self.ranks[i]))
         path = self.forest.assign(prompt, chosen, now)
-        self.sent.append(Sent(now, chosen, num_tokens - cached[chosen], path))
+        self.sent.append(Sent(now, chosen, num_tokens - cached[chosen], path, prompt))
+        self.outstanding.append(chosen)
         return chosen, decision, cached[chosen]
+
+    def exploit(self, prompt: Sequence[bytes], num_tokens: int, cached: dict[int, int]) -> tuple[str, int]:
+        def cost(i: int) -> int:
+            return self.load_cost(i, prompt, num_tokens - cached[i])
+
+        longest = max(cached.values())
+        kept = cached
+        if self.autoscale is not None:
+            wanted = self.autoscale.wanted(prompt, list(cached))
+            if wanted is not None:
+                return ("exploit" if cached[wanted] == longest else "replicate"), wanted
+            used = {i: cached[i] for i in cached if i not in self.autoscale.retired(prompt)}
+            if used and num_tokens - max(used.values()) < max(used.values()):
+                kept = used
+        candidates = [i for i in kept if kept[i] == max(kept.values())]
+        chosen = min(candidates, key=lambda i: (cost(i), self.ranks[i]))
+        heaviest = max(cached, key=lambda i: (self.load(i), self.ranks[i]))
+        lightest = min(cached, key=lambda i: (self.load(i), self.ranks[i]))
+        if self.rebalance_ratio is not None and chosen == heaviest:
+            waits = self.outstanding.count(heaviest) > self.outstanding.count(lightest)
+            if waits and cost(heaviest) > self.rebalance_ratio * cost(lightest):
+                return "rebalance", lightest
+        return "exploit", chosen
+
+    def report_queue(self, sent: Sent, queue_ns: int, now: float) -> None:
+        if self.autoscale is not None:
+            self.autoscale.report(sent, queue_ns, now)
+
+    def tick(self, now: float) -> None:
+        self.pass_time(now)
+        if self.autoscale is not None:
+            self.autoscale.tick(now)
 
     def finish(self, group: int, output_tokens: int, now: float) -> None:
         self.outputs.append((now, group, output_tokens))
+        self.outstanding.remove(group)
 
     def pass_time(self, now: float) -> None:
         for old in [s for s in self.sent if s.at + self.window_s <= now]:

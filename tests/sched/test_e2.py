@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracles.naive_forest import chain
-from oracles.paper_e2 import PaperE2
+from oracles.paper_e2 import PaperE2, Sent
 from preble_jax.config import SchedSettings
 from preble_jax.kv.events import BlocksRemoved, BlocksStored, EventBatch
 from preble_jax.sched import GlobalScheduler, Placement, PlaceRequest
-from preble_jax.sched.cost import LinearCostModel
+from preble_jax.sched.cost import NS_PER_S, LinearCostModel
 
 PAGE_SIZE = 4
 NUM_PAGES = (8, 12, 9)
@@ -32,6 +32,8 @@ class Side:
             window_s=sched.window_s,
             ttl_s=sched.optimistic_ttl_s,
             imbalance_ratio=sched.imbalance_ratio,
+            rebalance_ratio=sched.rebalance_ratio if sched.rebalance else None,
+            autoscale_ratio=sched.autoscale_ratio if sched.autoscale else None,
             page_size=PAGE_SIZE,
             prefill_time=cost.prefill_ns,
             decode_time=cost.decode_ns,
@@ -40,7 +42,7 @@ class Side:
         )
         self.now = 0.0
         self.next_seq = [0] * len(NUM_PAGES)
-        self.running: list[tuple[str, int, Sequence[bytes]]] = []
+        self.running: list[tuple[str, int, Sequence[bytes], Sent]] = []
         self.num_placed = 0
         self.decisions: Counter[str] = Counter()
         for group, num_pages in enumerate(NUM_PAGES):
@@ -61,14 +63,14 @@ class Side:
         assert (int(placement.group), placement.decision, placement.matched_tokens) == expected
         named = [placement.group, *placement.alternatives]
         assert len(named) == len(set(named)) == len(groups) and set(named) == set(map(str, groups))
-        self.running.append((name, expected[0], prompt))
+        self.running.append((name, expected[0], prompt, self.paper.sent[-1]))
         self.decisions[placement.decision] += 1
 
-    def serve(self, index: int, output_tokens: int) -> None:
+    def serve(self, index: int, output_tokens: int, queue_s: float | None) -> None:
         """A group runs a request: stores its pages, evicts what is too much, finishes."""
         if not self.running:
             return
-        name, group, prompt = self.running.pop(index % len(self.running))
+        name, group, prompt, sent = self.running.pop(index % len(self.running))
         self._event(group, BlocksStored(prompt, None))
         self.paper.forest.store(prompt, None, group)
         confirmed = self.paper.forest.holds(group, confirmed_only=True)
@@ -77,7 +79,11 @@ class Side:
             gone = tuple([b for b in self.paper.forest.lru(group) if b in confirmed][:excess])
             self._event(group, BlocksRemoved(gone))
             self.paper.forest.remove(gone, group)
-        self.real.finished(name, output_tokens, 0, self.now)
+        if sent not in self.paper.sent:  # it has left the window, and its prefixes may be others since
+            queue_s = None
+        self.real.finished(name, output_tokens, 0, self.now, queue_s=queue_s)
+        if queue_s is not None:
+            self.paper.report_queue(sent, round(queue_s * NS_PER_S), self.now)
         self.paper.finish(group, output_tokens, self.now)
 
     def _event(self, group: int, event: BlocksStored | BlocksRemoved) -> None:
@@ -86,6 +92,14 @@ class Side:
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
+
+    def tick(self) -> None:
+        self.real.tick(self.now)
+        self.paper.tick(self.now)
+        if self.paper.autoscale is not None:
+            counters = self.real.policy_stats().counters
+            expected = (self.paper.autoscale.num_replicated, self.paper.autoscale.num_retired)
+            assert (counters["replicated"], counters["retired"]) == expected
 
 
 steps = st.lists(
@@ -96,7 +110,10 @@ steps = st.lists(
             st.integers(0, PAGE_SIZE - 1),
             st.frozensets(st.integers(0, 2), max_size=2),
         ),
-        st.tuples(st.just("serve"), st.integers(0, 10), st.integers(0, 100)),
+        st.tuples(
+            st.just("serve"), st.integers(0, 10), st.integers(0, 100), st.sampled_from([None, 0.0, 0.1, 1.0, 20.0])
+        ),
+        st.just(("tick",)),
         st.tuples(st.just("wait"), st.sampled_from([0.5, 3.0, 20.0])),
     ),
     min_size=8,
@@ -107,6 +124,10 @@ schedules = st.builds(
     window_s=st.sampled_from([5.0, 30.0]),
     optimistic_ttl_s=st.sampled_from([2.0, 10.0]),
     imbalance_ratio=st.sampled_from([0.0, 0.4, 0.8, 1.0]),
+    rebalance=st.booleans(),
+    rebalance_ratio=st.sampled_from([1.0, 1.5, 3.0]),
+    autoscale=st.booleans(),
+    autoscale_ratio=st.sampled_from([1.0, 2.0]),
     prefill_base_s=st.sampled_from([0.0, 0.01]),
     prefill_token_s=st.sampled_from([0.001, 0.0007]),
     decode_token_s=st.sampled_from([0.0, 0.0001, 0.005]),
@@ -126,13 +147,14 @@ def test_same_decisions_as_the_paper(sched: SchedSettings, history: list[tuple])
 
 @pytest.mark.parametrize("seed", range(6))
 def test_same_decisions_as_the_paper_on_long_runs(seed: int) -> None:
-    """Long enough for full caches, so that M decides, and for every branch."""
+    """Long enough for full caches, so that M decides, and for every branch; queues grow in bursts."""
     random_ = random.Random(seed)
     side = Side(
         SchedSettings(
             window_s=20.0,
             optimistic_ttl_s=3.0,
             imbalance_ratio=0.5,
+            rebalance_ratio=2.0,
             prefill_base_s=0.001,
             prefill_token_s=0.001,
             decode_token_s=0.0003,
@@ -140,15 +162,21 @@ def test_same_decisions_as_the_paper_on_long_runs(seed: int) -> None:
             seed=seed,
         )
     )
-    for _ in range(250):
+    for i in range(400):
         shared = [random_.choices(range(4), weights=(8, 4, 2, 1))[0]] * random_.choice((2, 3))
         own = [random_.randrange(3) for _ in range(random_.randrange(4))]
         side.place(shared + own, random_.randrange(PAGE_SIZE), frozenset())
         if random_.random() < 0.9:
-            side.serve(random_.randrange(10), random_.choice((1, 10, 100)))
+            side.serve(random_.randrange(10), random_.choice((1, 10, 100)), random_.choice((0.01, 0.3 * (i // 50 % 2))))
+        if i % 5 == 0:
+            side.tick()
         side.wait(random_.expovariate(2.0))
+    assert side.decisions.keys() == {"exploit", "explore", "balance", "rebalance", "replicate"}, side.decisions
+    side.wait(30.0)
+    side.tick()
+    counters = side.real.policy_stats().counters
+    assert counters["replicas"] == 0 < counters["retired"]
     side.real.validate()
-    assert side.decisions.keys() == {"exploit", "explore", "balance"}, side.decisions
 
 
 def scheduler(num_groups: int = 2, num_pages: int = 100, **kwargs) -> GlobalScheduler:
@@ -164,7 +192,7 @@ def place(made: GlobalScheduler, name: str, path: Sequence[int], now: float = 0.
 
 
 def test_exploits_what_is_cached_for_the_greater_part() -> None:
-    made = scheduler()
+    made = scheduler(rebalance=False)
     first = place(made, "a", (1,) * 10)
     assert first.decision == "explore" and first.matched_tokens == 0
     most = place(made, "b", (1,) * 6 + (2,) * 4)

@@ -61,6 +61,7 @@ REFUSED: list[tuple[type[PrebleError], Callable[[GlobalScheduler], object]]] = [
     (InvalidRequestError, lambda s: s.place(replace(request("n"), num_tokens=-5, block_hashes=()), 1.0)),
     (InvalidRequestError, lambda s: s.place(replace(request("n"), num_tokens=11), 1.0)),
     (InvalidRequestError, lambda s: s.place(replace(request("n"), max_tokens=-1), 1.0)),
+    (InvalidRequestError, lambda s: s.place(replace(request("n"), tenant=""), 1.0)),
     (InvalidRequestError, lambda s: s.place(replace(request("n"), block_hashes=chain((7,)) * 2), 1.0)),
     (InvalidRequestError, lambda s: s.place(request("n"), math.nan)),
     (InvalidRequestError, lambda s: s.place(request("n"), math.inf)),
@@ -71,6 +72,11 @@ REFUSED: list[tuple[type[PrebleError], Callable[[GlobalScheduler], object]]] = [
     (InvalidRequestError, lambda s: s.finished("busy", 1, -1, 1.0)),
     (InvalidRequestError, lambda s: s.finished("busy", 1, 14, 1.0)),
     (InvalidRequestError, lambda s: s.finished("busy", 1, 1, math.nan)),
+    (InvalidRequestError, lambda s: s.finished("busy", 1, 1, 1.0, queue_s=-1.0)),
+    (InvalidRequestError, lambda s: s.finished("busy", 1, 1, 1.0, queue_s=math.nan)),
+    (NotFoundError, lambda s: s.first_token("never", 1.0)),
+    (InvalidRequestError, lambda s: s.first_token("busy", 1.0, math.inf)),
+    (InvalidRequestError, lambda s: s.first_token("busy", math.nan)),
     (InvalidRequestError, lambda s: s.add_group("", 50, 1, 1.0)),
     (InvalidRequestError, lambda s: s.add_group("9", 0, 1, 1.0)),
     (InvalidRequestError, lambda s: s.add_group("9", 50, -1, 1.0)),
@@ -188,7 +194,7 @@ def test_slots_are_used_again_after_the_window_only() -> None:
 
 
 def test_optimistic_pages_settle_or_expire() -> None:
-    scheduler = make(2, optimistic_ttl_s=10.0, window_s=10.0, group_timeout_s=1e6)
+    scheduler = make(2, optimistic_ttl_s=10.0, window_s=10.0, group_timeout_s=1e6, rebalance=False)
     first = scheduler.place(request("a", (1, 2, 3, 4)), 0.0)
     assert scheduler.place(request("b", (1, 2, 3, 4)), 5.0).matched_tokens == 16
     scheduler.kv_events(first.group, EventBatch(1, 0, (BlocksStored(chain((1, 2)), None),)), 6.0)

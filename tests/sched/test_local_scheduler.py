@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preble_jax.config import QueueSettings
+from preble_jax.config import QueueSettings, TenantSettings
 from preble_jax.errors import InvalidRequestError, OverloadedError, PromptTooLongError
 from preble_jax.kv.hashing import block_hashes
 from preble_jax.kv.prefix_cache import PrefixCache
@@ -37,7 +37,10 @@ def expected_output(prompt, max_tokens, stop_ids, max_model_len):
     return tokens[len(prompt) :], "length"
 
 
-def make_scheduler(num_pages=64, policy="priority_groups", prefix_cache=True, **limits):
+POLICIES = ["dlpm", "fcfs", "lpm", "priority_groups", "vtc"]
+
+
+def make_scheduler(num_pages=64, policy="priority_groups", prefix_cache=True, quantum=16.0, weights=(), **limits):
     sizes = {
         "vocab_size": VOCAB,
         "max_model_len": 48,
@@ -48,7 +51,8 @@ def make_scheduler(num_pages=64, policy="priority_groups", prefix_cache=True, **
     }
     limits = StepLimits(**{**sizes, **limits})
     cache = PrefixCache(num_pages, PAGE, enabled=prefix_cache)
-    return LocalScheduler(limits, cache, make_queue(QueueSettings(policy=policy)))
+    queue = make_queue(QueueSettings(policy=policy, dlpm_quantum=quantum), TenantSettings(weights=weights))
+    return LocalScheduler(limits, cache, queue)
 
 
 def make_request(name, prompt, max_tokens=4, stop_ids=(), **more):
@@ -126,7 +130,7 @@ jobs = st.lists(
 @given(
     jobs,
     st.integers(12, 40),
-    st.sampled_from(["fcfs", "priority_groups"]),
+    st.sampled_from(POLICIES),
     st.booleans(),
     st.sampled_from([1, 5, 16, 64]),
     st.data(),
@@ -136,7 +140,8 @@ def test_every_request_ends_once_with_its_tokens(jobs, num_pages, policy, prefix
     scheduler = make_scheduler(num_pages, policy, prefix_cache, prefill_tokens=prefill_tokens)
     device = FakeDevice(scheduler)
     for i, (prompt, max_tokens, stop_ids) in enumerate(jobs):
-        scheduler.add(make_request(str(i), prompt, max_tokens, stop_ids), 0.0)
+        tenant = data.draw(st.sampled_from(["one", "two", "three"]))
+        scheduler.add(make_request(str(i), prompt, max_tokens, stop_ids, tenant=tenant), 0.0)
         for _ in range(data.draw(st.integers(0, 2))):
             device.step()
     device.run()
@@ -147,9 +152,9 @@ def test_every_request_ends_once_with_its_tokens(jobs, num_pages, policy, prefix
 
 
 @settings(max_examples=60, deadline=None)
-@given(jobs, st.data())
-def test_cancelling_frees_pages_at_once(jobs, data):
-    scheduler = make_scheduler(24)
+@given(jobs, st.sampled_from(POLICIES), st.data())
+def test_cancelling_frees_pages_at_once(jobs, policy, data):
+    scheduler = make_scheduler(24, policy)
     device = FakeDevice(scheduler)
     for i, (prompt, max_tokens, stop_ids) in enumerate(jobs):
         scheduler.add(make_request(str(i), prompt, max_tokens, stop_ids), 0.0)
@@ -183,10 +188,11 @@ def test_a_repeated_prompt_costs_its_last_page_only():
     assert (scheduler.num_prompt_tokens, scheduler.num_cached_tokens) == (2 * len(prompt), len(prompt) - PAGE)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("prefill_tokens", [8, 16, 64])
-def test_requests_wait_for_a_prefix_that_is_being_computed(prefill_tokens):
+def test_requests_wait_for_a_prefix_that_is_being_computed(prefill_tokens, policy):
     """Eight requests of one family arrive together: the 24 shared tokens are computed once."""
-    scheduler = make_scheduler(max_num_seqs=8, max_prefill_seqs=8, prefill_tokens=prefill_tokens)
+    scheduler = make_scheduler(policy=policy, max_num_seqs=8, max_prefill_seqs=8, prefill_tokens=prefill_tokens)
     device = FakeDevice(scheduler)
     head = [1, 2, 3, 4] * 6
     for i in range(8):
@@ -194,6 +200,25 @@ def test_requests_wait_for_a_prefix_that_is_being_computed(prefill_tokens):
     device.run()
     assert device.num_computed == len(head) + 8 * 3
     assert sum(device.cached.values()) == 7 * len(head)
+
+
+@pytest.mark.parametrize(("policy", "second"), [("dlpm", "last"), ("fcfs", "0"), ("lpm", "last")])
+def test_a_waiting_request_moves_up_when_its_prefix_is_stored_and_down_when_it_is_evicted(policy, second):
+    scheduler = make_scheduler(policy=policy, max_num_seqs=1, quantum=1024.0)
+    device = FakeDevice(scheduler)
+    scheduler.add(make_request("first", [1, 2, 3, 4] * 4, 1), 0.0)
+    for i in range(3):
+        scheduler.add(make_request(str(i), [i] * 12, 1), 0.0)
+    for name in ("last", "evicted"):
+        scheduler.add(make_request(name, [1, 2, 3, 4] * 4 + [0], 1), 0.0)
+    for _ in range(2):
+        while not device.step() or len(scheduler.running):
+            pass
+    assert list(device.reasons) == ["first", second]
+    scheduler.cache.clear()
+    device.run()
+    if policy != "fcfs":
+        assert list(device.reasons)[2:] == ["0", "1", "2", "evicted"]
 
 
 @pytest.mark.parametrize("first", [5, 4])

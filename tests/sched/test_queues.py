@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import cycle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preble_jax.config import QueueSettings
@@ -14,6 +15,8 @@ from preble_jax.sched.queues import make_queue
 from preble_jax.sched.queues.fcfs import FCFS
 from preble_jax.sched.queues.priority_groups import PriorityGroups
 from preble_jax.sched.sequence import Sequence
+
+POLICIES = ["dlpm", "fcfs", "lpm", "priority_groups", "vtc"]
 
 
 def waiting(order, num_tokens=100):
@@ -101,6 +104,48 @@ def test_a_candidate_that_is_passed_over_costs_its_group_nothing():
     assert admit(queue, cached, 1) == [0]
 
 
+def test_groups_that_were_all_empty_start_together():
+    """The top group was served a hundred times alone; that is no debt when both come back."""
+    queue = PriorityGroups(2)
+    cached = dict.fromkeys(range(100), 99)
+    fill(queue, [99] * 100)
+    admit(queue, cached, 100)
+    assert admit(queue, cached, 1) == []
+    for order in range(100, 118):
+        queue.add(waiting(order))
+        cached[order] = 99 if order % 2 else 0
+    assert Counter(cached[order] for order in admit(queue, cached, 9)) == {99: 6, 0: 3}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(0, 5), st.integers(0, 9))
+def test_no_request_starves_under_priority_groups(hot, ahead, mine):
+    """However well cached the requests that keep coming: a group of rank r is served at least once in 55 / r + 9
+    admissions, so that a request with n before it in its group is admitted within (n + 1) (55 / r + 9)."""
+    queue = PriorityGroups(10)
+    cached, arrivals = {}, cycle(hot)
+
+    def arrive(group):
+        sequence = waiting(len(cached))
+        cached[sequence.order] = 10 * group
+        queue.add(sequence)
+        return sequence
+
+    for _ in range(20):
+        arrive(next(arrivals))
+    admit(queue, cached, 7)
+    for _ in range(ahead):
+        arrive(mine)
+    already = sum(queue.group(cached[s.order], 100) == mine for s in queue)
+    last = arrive(mine)
+    num_admitted, taken = 0, None
+    while taken != last.order:
+        arrive(next(arrivals))
+        (taken,) = admit(queue, cached, 1)
+        num_admitted += 1
+        assert num_admitted <= (already + 1) * (55 / (mine + 1) + 9)
+
+
 @given(st.permutations(range(8)))
 def test_fcfs_goes_by_arrival_even_for_those_that_come_back(orders):
     queue = FCFS()
@@ -112,7 +157,7 @@ def test_fcfs_goes_by_arrival_even_for_those_that_come_back(orders):
     assert [s.order for s in queue] == [0, 1, 2, 4, 5, 6, 7]
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "priority_groups"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_removing_what_does_not_wait_is_an_error(policy):
     queue = make_queue(QueueSettings(policy=policy))
     with pytest.raises(KeyError, match="'0' is not waiting"):
@@ -120,5 +165,5 @@ def test_removing_what_does_not_wait_is_an_error(policy):
 
 
 def test_unknown_policies_are_refused():
-    with pytest.raises(ConfigError, match="expected fcfs or priority_groups, got 'lifo'"):
+    with pytest.raises(ConfigError, match="expected dlpm, vtc, lpm, fcfs or priority_groups, got 'lifo'"):
         make_queue(QueueSettings(policy="lifo"))  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import time
 from collections import Counter
 
 import pytest
@@ -26,8 +27,12 @@ def usage(group: str, cached_tokens: int) -> Usage:
     return Usage(prompt_tokens=100, cached_tokens=cached_tokens, output_tokens=10, group=group)
 
 
-def state(group: str, **counts: int) -> pb.GroupState:
-    return pb.GroupState(hello=pb.Hello(group=pb.GroupAddress(group=group)), **counts)
+def group(name: str, **decisions: int) -> pb.GroupState:
+    return pb.GroupState(hello=pb.Hello(group=pb.GroupAddress(group=name), queue="dlpm"), decisions=decisions)
+
+
+def state(*groups: pb.GroupState, placement: str = "e2") -> pb.GetStateResponse:
+    return pb.GetStateResponse(groups=groups, placement=placement)
 
 
 OUTCOMES = [
@@ -55,8 +60,9 @@ def test_requests_of_a_family_begin_alike_and_others_do_not() -> None:
 
 
 def test_the_summary_adds_up() -> None:
-    states = [state("a", exploit=1, explore=2), state("b")]
-    document = json.loads(json.dumps(summarize("e2", OUTCOMES, states, 4.0).to_json()))
+    now = state(group("a", exploit=1, explore=2, rebalance=4), group("b"))
+    document = json.loads(json.dumps(summarize(OUTCOMES, now, 4.0).to_json()))
+    assert (document["placement"], document["queue"]) == ("e2", "dlpm")
     assert document["requests"] == 3
     assert document["failures"] == 1
     assert document["hit_ratio"] == 0.4
@@ -66,6 +72,7 @@ def test_the_summary_adds_up() -> None:
     assert document["groups"]["a"]["requests"] == 2
     assert document["groups"]["a"]["hit_ratio"] == 0.4
     assert (document["groups"]["a"]["exploit"], document["groups"]["a"]["explore"]) == (1, 2)
+    assert (document["groups"]["a"]["rebalance"], document["groups"]["a"]["balance"]) == (4, 0)
     assert document["groups"]["b"]["hit_ratio"] == 0
 
 
@@ -79,37 +86,44 @@ def test_quantiles_are_values_in_order(values: list[float]) -> None:
 
 
 def test_a_run_without_answers_has_a_summary_too() -> None:
-    summary = summarize("e2", OUTCOMES[2:], [], 1.0)
+    summary = summarize(OUTCOMES[2:], state(), 1.0)
     assert summary.to_json()["hit_ratio"] == 0
     Console(file=io.StringIO()).print(summary_table([summary]))
 
 
 def test_two_runs_stand_side_by_side() -> None:
     output = io.StringIO()
-    runs = [summarize(placement, OUTCOMES, [state("a", exploit=3)], 4.0) for placement in ("e2", "round_robin")]
+    runs = [
+        summarize(OUTCOMES, state(group("a", exploit=3), placement=placement), 4.0)
+        for placement in ("e2", "round_robin")
+    ]
     Console(file=output, width=120).print(summary_table(runs))
     assert "e2" in output.getvalue()
     assert "round_robin" in output.getvalue()
     assert "2 (3 exploit)" in output.getvalue()
+    assert output.getvalue().count("dlpm") == 2
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_views_show_answers_failures_and_groups(terminal: bool) -> None:
+def test_views_show_answers_failures_groups_and_policies(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     output = io.StringIO()
     console = Console(file=output, width=120, force_terminal=terminal, color_system=None, _environ={"TERM": "xterm"})
     view = make_view(console)
     assert type(view) is (LiveView if terminal else LineView)
     with view:
         running = Outcome(index=3, family="few_shot", text="so far\nso good [b]")
-        view.update([*OUTCOMES, running], [state("worker-7", exploit=1)])
+        later = time.monotonic() + 60.0  # the groups' line is not shown every time
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        view.update([*OUTCOMES, running], state(group("worker-7", exploit=1)))
         for outcome in OUTCOMES:
             view.ended(outcome)
     shown = output.getvalue()
     assert "80 of 100 prompt tokens cached" in shown
     assert "FAILED: gone [dim]" in shown
+    assert "placement e2, local queue dlpm" in shown
+    assert "worker-7" in shown
     if terminal:
         assert "so far so good [b]" in shown
-        assert "worker-7" in shown
     else:
         assert "\x1b" not in shown
 

@@ -131,7 +131,7 @@ async def test_a_new_scheduler_learns_what_the_groups_hold(deployment: Deploymen
     await deployment.until_joined(2)
     answer = await deployment.client.generate(PROMPT, GREEDY)
     assert (answer.usage.group, answer.usage.cached_tokens) == (holder, 16)
-    assert (await deployment.state())[holder].exploit == 1
+    assert (await deployment.state())[holder].decisions["exploit"] == 1
 
 
 async def test_a_restarted_worker_joins_again(deployment: Deployment) -> None:

@@ -108,10 +108,10 @@ async def test_place_and_finished(stub: scheduler_pb2_grpc.SchedulerStub) -> Non
     call = stub.Connect()
     await call.write(hello())
     assert await next_message(call) == "snapshot_request"
-    request = pb.PlaceRequest(request_id="r", block_hashes=HASHES, num_tokens=13, max_tokens=5, tenant="t")
+    request = pb.PlaceRequest(request_id="r", block_hashes=b"".join(HASHES), num_tokens=13, max_tokens=5, tenant="t")
     answer = await stub.Place(request)
     assert (answer.group.group, answer.group.address) == ("a", "a:1")
-    assert answer.decision == pb.DECISION_EXPLORE
+    assert answer.decision == "explore"
     with transport_errors():
         await stub.Finished(pb.FinishedRequest(request_id="r", output_tokens=5))
     with pytest.raises(NotFoundError), transport_errors():

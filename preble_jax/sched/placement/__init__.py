@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from preble_jax.config import SchedSettings
+from preble_jax.config import SchedSettings, TenantSettings
 from preble_jax.errors import ConfigError
 from preble_jax.sched.cost import CostModel
 from preble_jax.sched.placement.base import Cluster, PlacementPolicy, Proposal, Query
+from preble_jax.sched.placement.baselines import make_baseline
+from preble_jax.sched.placement.d2lpm import D2LPM
 from preble_jax.sched.placement.e2 import E2
-from preble_jax.sched.placement.round_robin import RoundRobin
 
-__all__ = ["E2", "Cluster", "PlacementPolicy", "Proposal", "Query", "RoundRobin", "make_policy"]
+__all__ = ["D2LPM", "E2", "Cluster", "PlacementPolicy", "Proposal", "Query", "make_policy"]
+_EQUAL = TenantSettings()
 
 
-def make_policy(settings: SchedSettings, cost: CostModel) -> PlacementPolicy:
+def make_policy(settings: SchedSettings, cost: CostModel, tenants: TenantSettings = _EQUAL) -> PlacementPolicy:
     """Raises ConfigError for a name nobody implements."""
     if settings.placement == "e2":
-        return E2(cost, settings.imbalance_ratio)
-    if settings.placement == "round_robin":
-        return RoundRobin()
-    raise ConfigError(f"sched.placement: expected e2 or round_robin, got {settings.placement!r}")
+        return E2(settings)
+    if settings.placement == "d2lpm":
+        return D2LPM(settings, tenants)
+    policy = make_baseline(settings, cost)
+    if policy is None:
+        raise ConfigError(
+            f"sched.placement: expected one of the policies in docs/scheduling.md, got {settings.placement!r}"
+        )
+    return policy

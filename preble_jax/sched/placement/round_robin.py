@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from preble_jax.sched.placement.base import Cluster, Proposal, Query
+from preble_jax.sched.placement.base import Cluster, PlacementPolicy, Proposal, Query
 
 
-class RoundRobin:
+class RoundRobin(PlacementPolicy):
     def __init__(self) -> None:
         self._last = -1
 

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Iterator
 
-from preble_jax.sched.queues.base import CachedTokens
+from preble_jax.sched.queues.base import CachedTokens, QueuePolicy
+from preble_jax.sched.queues.ordered import Ordered
 from preble_jax.sched.sequence import Sequence
 
 
-def _order(sequence: Sequence) -> int:
-    return sequence.order
-
-
-class FCFS:
+class FCFS(QueuePolicy):
     def __init__(self) -> None:
-        self._waiting: list[Sequence] = []  # by arrival
+        self._waiting: Ordered[int, Sequence] = Ordered()  # by order
 
     def add(self, sequence: Sequence) -> None:
-        insort(self._waiting, sequence, key=_order)
+        self._waiting.insert(sequence.order, sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        index = bisect_left(self._waiting, sequence.order, key=_order)
-        if index == len(self._waiting) or self._waiting[index] is not sequence:
+        if sequence.order not in self._waiting or self._waiting[sequence.order] is not sequence:
             raise KeyError(f"request {sequence.request.request_id!r} is not waiting")
-        del self._waiting[index]
+        self._waiting.pop(sequence.order)
 
     def candidates(self, cached_tokens: CachedTokens) -> Iterator[Sequence]:
-        return iter(tuple(self._waiting))
-
-    def admitted(self, sequence: Sequence) -> None:
-        pass
+        order: int | None = None
+        while (order := self._waiting.after(order)) is not None:
+            yield self._waiting[order]
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from preble_jax.config import QueueSettings
+from preble_jax.config import QueueSettings, TenantSettings
 from preble_jax.errors import ConfigError
 from preble_jax.sched.queues.base import QueuePolicy
+from preble_jax.sched.queues.dlpm import DLPM
 from preble_jax.sched.queues.fcfs import FCFS
+from preble_jax.sched.queues.lpm import LPM
 from preble_jax.sched.queues.priority_groups import PriorityGroups
+from preble_jax.sched.queues.vtc import VTC
 
 
-def make_queue(settings: QueueSettings) -> QueuePolicy:
-    if settings.policy == "fcfs":
-        return FCFS()
-    if settings.policy == "priority_groups":
-        return PriorityGroups(settings.num_priority_groups)
-    raise ConfigError(f"queue.policy: expected fcfs or priority_groups, got {settings.policy!r}")
+def make_queue(settings: QueueSettings, tenants: TenantSettings | None = None) -> QueuePolicy:
+    """tenants: weights and prices, for the policies that know tenants; None: all alike, default prices."""
+    tenants = tenants or TenantSettings()
+    match settings.policy:
+        case "fcfs":
+            return FCFS()
+        case "lpm":
+            return LPM()
+        case "priority_groups":
+            return PriorityGroups(settings.num_priority_groups)
+        case "vtc":
+            return VTC(tenants)
+        case "dlpm":
+            return DLPM(tenants, settings.dlpm_quantum)
+    raise ConfigError(f"queue.policy: expected dlpm, vtc, lpm, fcfs or priority_groups, got {settings.policy!r}")

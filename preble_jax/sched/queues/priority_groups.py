@@ -5,7 +5,8 @@ shared among the groups that have requests in proportion to their rank: 55 admis
 top group, 9 from the next, ... Within a group: first come, first served.
 
 The proportion holds over time, not only within a batch: each group has a virtual time that advances by 1 / rank when a
-request of it is admitted, and the group that is furthest behind is next. A group that was empty joins at the present.
+request of it is admitted, and the group that is furthest behind is next. A group that was empty joins at the present:
+the least virtual time among those that were not, or if all were, the one at which the last admission was made.
 """
 
 from __future__ import annotations
@@ -13,57 +14,52 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from preble_jax.sched.queues.base import CachedTokens
+from preble_jax.sched.queues.by_match import RankedByMatch
+from preble_jax.sched.queues.ordered import Ordered
 from preble_jax.sched.sequence import Sequence
 
 
-class PriorityGroups:
+class PriorityGroups(RankedByMatch):
     def __init__(self, num_groups: int) -> None:
+        super().__init__()
         self.num_groups = num_groups
-        self._waiting: dict[int, Sequence] = {}  # by order
+        self._groups: list[Ordered[int, Sequence]] = [Ordered() for _ in range(num_groups)]  # each by order
         self._virtual_time = [0.0] * num_groups
         self._was_empty = [True] * num_groups
-        self._group_of: dict[int, int] = {}  # order -> group, as of the last `candidates`
-
-    def add(self, sequence: Sequence) -> None:
-        self._waiting[sequence.order] = sequence
-
-    def remove(self, sequence: Sequence) -> None:
-        if self._waiting.pop(sequence.order, None) is not sequence:
-            raise KeyError(f"request {sequence.request.request_id!r} is not waiting")
-        self._group_of.pop(sequence.order, None)
+        self._present = 0.0
 
     def group(self, cached: int, total: int) -> int:
         return min(cached * self.num_groups // total, self.num_groups - 1)
 
+    def _place(self, sequence: Sequence, cached: int) -> None:
+        self._groups[self.group(cached, len(sequence.tokens))].insert(sequence.order, sequence)
+
+    def _displace(self, sequence: Sequence, cached: int) -> None:
+        self._groups[self.group(cached, len(sequence.tokens))].pop(sequence.order)
+
     def candidates(self, cached_tokens: CachedTokens) -> Iterator[Sequence]:
-        groups: list[list[Sequence]] = [[] for _ in range(self.num_groups)]
-        for order in sorted(self._waiting):
-            sequence = self._waiting[order]
-            group = self.group(cached_tokens(sequence), len(sequence.tokens))
-            self._group_of[order] = group
-            groups[group].append(sequence)
-        self._join_present([bool(members) for members in groups])
-        heads = [0] * self.num_groups
-        while open_groups := [g for g in range(self.num_groups) if heads[g] < len(groups[g])]:
+        self._rank_unsure(cached_tokens)
+        self._join_present()
+        heads = {g: order for g, members in enumerate(self._groups) if (order := members.first()) is not None}
+        while heads:
             # Ties go to the higher rank. A candidate that cannot be admitted costs its group nothing.
-            group = min(open_groups, key=lambda g: (self._virtual_time[g], -g))
-            sequence = groups[group][heads[group]]
-            heads[group] += 1
-            yield sequence
+            group = min(heads, key=lambda g: (self._virtual_time[g], -g))
+            order = heads.pop(group)
+            yield self._groups[group][order]
+            following = self._groups[group].after(order)
+            if following is not None:
+                heads[group] = following
 
     def admitted(self, sequence: Sequence) -> None:
-        group = self._group_of[sequence.order]
+        group = self.group(self._cached[sequence.order], len(sequence.tokens))
+        self._present = self._virtual_time[group]
         self._virtual_time[group] += 1.0 / (group + 1)
 
-    def _join_present(self, occupied: list[bool]) -> None:
-        present = [self._virtual_time[g] for g in range(self.num_groups) if occupied[g] and not self._was_empty[g]]
+    def _join_present(self) -> None:
+        occupied = [len(members) > 0 for members in self._groups]
+        stayed = [self._virtual_time[g] for g in range(self.num_groups) if occupied[g] and not self._was_empty[g]]
+        present = min(stayed, default=self._present)
         for g in range(self.num_groups):
             if occupied[g] and self._was_empty[g]:
-                self._virtual_time[g] = max(self._virtual_time[g], min(present, default=self._virtual_time[g]))
+                self._virtual_time[g] = max(self._virtual_time[g], present)
             self._was_empty[g] = not occupied[g]
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def __iter__(self) -> Iterator[Sequence]:
-        return iter(self._waiting.values())

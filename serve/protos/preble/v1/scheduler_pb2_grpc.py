@@ -44,6 +44,11 @@ class SchedulerStub:
                 request_serializer=preble_dot_v1_dot_scheduler__pb2.FinishedRequest.SerializeToString,
                 response_deserializer=preble_dot_v1_dot_scheduler__pb2.FinishedResponse.FromString,
                 _registered_method=True)
+        self.PlaceStream = channel.stream_stream(
+                '/preble.v1.Scheduler/PlaceStream',
+                request_serializer=preble_dot_v1_dot_scheduler__pb2.PlaceBatch.SerializeToString,
+                response_deserializer=preble_dot_v1_dot_scheduler__pb2.PlaceBatchResponse.FromString,
+                _registered_method=True)
         self.Connect = channel.stream_stream(
                 '/preble.v1.Scheduler/Connect',
                 request_serializer=preble_dot_v1_dot_scheduler__pb2.WorkerMessage.SerializeToString,
@@ -68,6 +73,14 @@ class SchedulerServicer:
 
     def Finished(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlaceStream(self, request_iterator, context):
+        """Place and Finished for a caller with many requests: batches up, one answer a batch, in order. A call of its own for
+        each request costs the scheduler several times what deciding costs; on a stream that is shared by the batch.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -99,6 +112,11 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.Finished,
                     request_deserializer=preble_dot_v1_dot_scheduler__pb2.FinishedRequest.FromString,
                     response_serializer=preble_dot_v1_dot_scheduler__pb2.FinishedResponse.SerializeToString,
+            ),
+            'PlaceStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.PlaceStream,
+                    request_deserializer=preble_dot_v1_dot_scheduler__pb2.PlaceBatch.FromString,
+                    response_serializer=preble_dot_v1_dot_scheduler__pb2.PlaceBatchResponse.SerializeToString,
             ),
             'Connect': grpc.stream_stream_rpc_method_handler(
                     servicer.Connect,
@@ -165,6 +183,33 @@ class Scheduler:
             '/preble.v1.Scheduler/Finished',
             preble_dot_v1_dot_scheduler__pb2.FinishedRequest.SerializeToString,
             preble_dot_v1_dot_scheduler__pb2.FinishedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlaceStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/preble.v1.Scheduler/PlaceStream',
+            preble_dot_v1_dot_scheduler__pb2.PlaceBatch.SerializeToString,
+            preble_dot_v1_dot_scheduler__pb2.PlaceBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from serve.protos.preble.v1 import sampling_pb2 as preble_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16preble/v1/worker.proto\x12\tpreble.v1\x1a\x18preble/v1/sampling.proto\"\xae\x01\n\x15WorkerGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\x05\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.preble.v1.SamplingParams\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\x05\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x12\n\ncache_salt\x18\x06 \x01(\x0c\"\x84\x01\n\x16WorkerGenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.preble.v1.FinishReason\x12\x15\n\rcached_tokens\x18\x04 \x01(\x03\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse2\x97\x01\n\x06Worker\x12Q\n\x08Generate\x12 .preble.v1.WorkerGenerateRequest\x1a!.preble.v1.WorkerGenerateResponse0\x01\x12:\n\x05\x44rain\x12\x17.preble.v1.DrainRequest\x1a\x18.preble.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16preble/v1/worker.proto\x12\tpreble.v1\x1a\x18preble/v1/sampling.proto\"\xae\x01\n\x15WorkerGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\x05\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.preble.v1.SamplingParams\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\x05\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x12\n\ncache_salt\x18\x06 \x01(\x0c\"\xa6\x01\n\x16WorkerGenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12.\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x17.preble.v1.FinishReason\x12\x15\n\rcached_tokens\x18\x04 \x01(\x03\x12\x14\n\x07queue_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_queue_s\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse2\x97\x01\n\x06Worker\x12Q\n\x08Generate\x12 .preble.v1.WorkerGenerateRequest\x1a!.preble.v1.WorkerGenerateResponse0\x01\x12:\n\x05\x44rain\x12\x17.preble.v1.DrainRequest\x1a\x18.preble.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERGENERATEREQUEST']._serialized_start=64
   _globals['_WORKERGENERATEREQUEST']._serialized_end=238
   _globals['_WORKERGENERATERESPONSE']._serialized_start=241
-  _globals['_WORKERGENERATERESPONSE']._serialized_end=373
-  _globals['_DRAINREQUEST']._serialized_start=375
-  _globals['_DRAINREQUEST']._serialized_end=389
-  _globals['_DRAINRESPONSE']._serialized_start=391
-  _globals['_DRAINRESPONSE']._serialized_end=406
-  _globals['_WORKER']._serialized_start=409
-  _globals['_WORKER']._serialized_end=560
+  _globals['_WORKERGENERATERESPONSE']._serialized_end=407
+  _globals['_DRAINREQUEST']._serialized_start=409
+  _globals['_DRAINREQUEST']._serialized_end=423
+  _globals['_DRAINRESPONSE']._serialized_start=425
+  _globals['_DRAINRESPONSE']._serialized_end=440
+  _globals['_WORKER']._serialized_start=443
+  _globals['_WORKER']._serialized_end=594
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,80 @@
+"""What routers look at, worked out from the bare history whenever it is asked for: nothing is kept incrementally."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from oracles.naive_forest import NaiveForest
+
+
+@dataclass
+class Sent:
+    name: str
+    at: float
+    group: int
+    missed: int
+    pages: int
+    path: list
+    ended: bool = False
+
+
+class NaiveCluster:
+    """ranks: who wins between equals."""
+
+    def __init__(
+        self, *, page_size: int, window_s: float, ttl_s: float, ranks: Sequence[float], num_pages: Sequence[int]
+    ) -> None:
+        self.page_size = page_size
+        self.window_s = window_s
+        self.ranks = ranks
+        self.num_pages = num_pages
+        self.forest = NaiveForest(ttl_s=ttl_s)
+        self.sent: list[Sent] = []
+        self.outputs: list[tuple[float, int, int]] = []
+        self.now = 0.0
+
+    def pass_time(self, now: float) -> None:
+        for old in [s for s in self.sent if s.path and s.at + self.window_s <= now]:
+            self.forest.unshare(old.path, old.group)
+            old.path = []
+        self.forest.expire(now)
+        self.now = now
+
+    def send(self, name: str, prompt: Sequence[bytes], num_tokens: int, max_tokens: int, group: int) -> None:
+        missed = num_tokens - self.cached(prompt, num_tokens, group)
+        outputs = self.recent_outputs(group)
+        expected = -(-sum(outputs) // len(outputs)) if outputs else 0
+        if max_tokens:
+            expected = min(expected, max_tokens)
+        pages = -(-(num_tokens + expected) // self.page_size)
+        self.sent.append(Sent(name, self.now, group, missed, pages, self.forest.assign(prompt, group, self.now)))
+
+    def finish(self, name: str, output_tokens: int) -> None:
+        (sent,) = (s for s in self.sent if s.name == name)
+        sent.ended = True
+        self.outputs.append((self.now, sent.group, output_tokens))
+
+    # --- what there is to know
+
+    def cached(self, prompt: Sequence[bytes], num_tokens: int, i: int) -> int:
+        """Prompt tokens group i holds; the last token is always computed."""
+        return min(self.forest.match(prompt, i), (num_tokens - 1) // self.page_size) * self.page_size
+
+    def running(self, i: int) -> list[Sent]:
+        return [s for s in self.sent if s.group == i and not s.ended]
+
+    def queue(self, i: int) -> int:
+        return len(self.running(i))
+
+    def queued_tokens(self, i: int) -> int:
+        return sum(s.missed for s in self.running(i))
+
+    def decode_pages(self, i: int) -> int:
+        return sum(s.pages for s in self.running(i))
+
+    def recent_outputs(self, i: int) -> list[int]:
+        return [tokens for at, group, tokens in self.outputs if group == i and at + self.window_s > self.now]
+
+    def shortest_queue(self, groups: Collection[int]) -> int:
+        return min(groups, key=lambda i: (self.queue(i), self.ranks[i]))
