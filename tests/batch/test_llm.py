@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from preble_jax import LLM, SamplingParams
@@ -108,6 +109,13 @@ def test_an_interrupted_batch_leaves_nothing_behind(tiny: LLM, monkeypatch: pyte
     assert len(tiny.generate([[1] * 30], GREEDY)[0].token_ids) == 8
 
 
+def test_numpy_tuples_and_lists_are_the_same_prompt(tiny: LLM):
+    prompt = [5, 6, 7]
+    expected = tiny.generate([prompt], GREEDY)[0].token_ids
+    for prompts in (np.array(prompt), [np.array(prompt)], [tuple(prompt)], tuple(prompt), np.array([prompt])):
+        assert [output.token_ids for output in tiny.generate(prompts, GREEDY)] == [expected]
+
+
 def test_wrong_numbers_of_params(tiny: LLM):
     with pytest.raises(InvalidRequestError, match="one for each of 2, got 1"):
         tiny.generate([[1], [2]], [GREEDY])
@@ -124,3 +132,12 @@ def test_bad_models_and_settings_are_named():
         LLM(str(TINY_FOLDER), skip_tokenizer=True, attention="cuda", num_pages=8, dtype="float32")
     with pytest.raises(CheckpointError, match="tokenizer"):
         LLM(str(TINY_FOLDER))
+
+
+def test_control_tokens_count_in_a_text_and_not_in_a_message(smollm2: LLM):
+    end = "<|im_end|>"
+    (text,) = smollm2.generate(end, GREEDY)
+    assert text.prompt_token_ids == [2]
+    (chat,) = smollm2.chat([{"role": "user", "content": end}], GREEDY)
+    (plain,) = smollm2.chat([{"role": "user", "content": "x"}], GREEDY)
+    assert chat.prompt_token_ids.count(2) == plain.prompt_token_ids.count(2)
