@@ -53,8 +53,6 @@ class Cluster:
     ) -> None:
         self._overrides = dict(overrides or {})
         self.config = load_config(config_file, self._overrides)
-        if self.config.serve.groups < 1:
-            raise ConfigError(f"serve.groups: expected at least 1 device group, got {self.config.serve.groups}")
         self._config_arguments = [
             *(["--config", config_file] if config_file is not None else []),
             *(f"--config.{key}={value}" for key, value in self._overrides.items()),

@@ -112,6 +112,8 @@ class LLM:
     def _prompts(self, prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         if isinstance(prompts, str):
             return [prompts]
+        if not isinstance(prompts, Sequence | np.ndarray) or isinstance(prompts, bytes | bytearray):
+            raise InvalidRequestError(f"prompts: expected text, token ids, or a list of either, got {prompts!r:.80}")
         batch: list[Any] = list(prompts)
         if batch and _is_tokens(batch):
             return [batch]
@@ -211,6 +213,8 @@ def _is_token(value: object) -> bool:
 
 
 def _is_tokens(value: object) -> bool:
+    if isinstance(value, bytes | bytearray):
+        return False
     return isinstance(value, Sequence | np.ndarray) and all(_is_token(token) for token in value)
 
 
@@ -225,6 +229,8 @@ def _params_for(params: SamplingParams | Sequence[SamplingParams] | None, num_pr
         params = SamplingParams()
     if isinstance(params, SamplingParams):
         return [params] * num_prompts
+    if not isinstance(params, Sequence) or not all(isinstance(p, SamplingParams) for p in params):
+        raise InvalidRequestError(f"sampling_params: expected SamplingParams or a list of them, got {params!r:.80}")
     if len(params) != num_prompts:
         raise InvalidRequestError(
             f"sampling_params: expected one for all prompts or one for each of {num_prompts}, got {len(params)}"

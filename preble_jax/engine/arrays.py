@@ -69,7 +69,7 @@ class ArrayBuilder:
         sampling = sequence.request.sampling
         if row.samples and not sampling.greedy:
             settings.temperature[index] = sampling.temperature
-            settings.top_k[index] = min(sampling.top_k, np.iinfo(np.int32).max)
+            settings.top_k[index] = sampling.top_k
             settings.top_p[index] = sampling.top_p
             settings.min_p[index] = sampling.min_p
             settings.seed[index] = sequence.seed

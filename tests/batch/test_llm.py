@@ -81,6 +81,10 @@ def test_the_context_ends_a_request(tiny: LLM):
         (["text"], InvalidRequestError, "a text prompt needs the tokenizer"),
         ([[1], None], InvalidRequestError, "prompt 1: expected text or a list of token ids, got None"),
         ([[1.5]], InvalidRequestError, "prompt 0"),
+        (None, InvalidRequestError, "prompts: expected text, token ids, or a list of either, got None"),
+        (b"bytes", InvalidRequestError, "prompts: expected text"),
+        ([b"bytes"], InvalidRequestError, "prompt 0"),
+        ({1: 2}, InvalidRequestError, "prompts: expected text"),
     ],
 )
 def test_a_bad_prompt_is_refused_and_nothing_runs(tiny: LLM, prompts, error, words):
@@ -119,6 +123,8 @@ def test_numpy_tuples_and_lists_are_the_same_prompt(tiny: LLM):
 def test_wrong_numbers_of_params(tiny: LLM):
     with pytest.raises(InvalidRequestError, match="one for each of 2, got 1"):
         tiny.generate([[1], [2]], [GREEDY])
+    with pytest.raises(InvalidRequestError, match=r"expected SamplingParams or a list of them, got 0\.5"):
+        tiny.generate([[1]], 0.5)
 
 
 def test_bad_models_and_settings_are_named():

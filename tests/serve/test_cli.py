@@ -58,7 +58,7 @@ def test_a_port_that_is_taken_is_found_before_anything_starts(
 
 def test_settings_that_cannot_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["serve", "--config.serve.groups=0"]) == 2
-    assert "at least 1 device group" in error_line(capsys)
+    assert "serve.groups: expected >= 1, got 0" in error_line(capsys)
     assert main(["demo", "--json", str(tmp_path / "nowhere" / "summary.json")]) == 2
     assert "--json" in error_line(capsys)
 

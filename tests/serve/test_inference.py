@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import aclosing
+from typing import Any
 
 import grpc
 import pytest
@@ -252,3 +253,9 @@ async def test_control_tokens_count_in_a_text_and_not_in_a_message(deployment: D
     plain = await deployment.client.generate([{"role": "user", "content": "x" * len(start)}], GREEDY)
     assert text.usage.prompt_tokens == 1
     assert chat.usage.prompt_tokens == plain.usage.prompt_tokens
+
+
+@pytest.mark.parametrize("prompt", [None, 3, "\ud800", [1 << 40], [{"role": "user"}, 3], [{"rôle": "user"}]], ids=repr)
+async def test_a_prompt_the_client_cannot_send_is_a_clear_error(deployment: Deployment, prompt: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="prompt: expected"):
+        await deployment.client.generate(prompt, GREEDY)
