@@ -218,10 +218,13 @@ def _is_tokens(value: object) -> bool:
     return isinstance(value, Sequence | np.ndarray) and all(_is_token(token) for token in value)
 
 
+_SECTIONS = ("model", "kv", "engine", "mesh", "queue")
+
+
 def _config(model: str, settings: Mapping[str, object]) -> Config:
     if model.endswith(".py"):
-        return from_keywords(load_config(model), **settings)
-    return from_keywords(Config(), name=model, **settings)
+        return from_keywords(load_config(model), _SECTIONS, **settings)
+    return from_keywords(Config(), _SECTIONS, name=model, **settings)
 
 
 def _params_for(params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:

@@ -132,6 +132,8 @@ def test_bad_models_and_settings_are_named():
         LLM("no-such-model")
     with pytest.raises(ConfigError, match="page_size"):
         LLM(str(TINY_FOLDER), skip_tokenizer=True, pagesize=32)
+    with pytest.raises(ConfigError, match="groups: no such setting"):
+        LLM(str(TINY_FOLDER), skip_tokenizer=True, groups=3)
     with pytest.raises(ConfigError, match=r"mesh\.tensor: expected 1 to \d+"):
         LLM(str(TINY_FOLDER), skip_tokenizer=True, tensor=64)
     with pytest.raises(ConfigError, match="attention"):
