@@ -65,13 +65,13 @@ def parse_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return overrides, rest
 
 
-def from_keywords(base: Config, **keywords: object) -> Config:
+def from_keywords(base: Config, only: Sequence[str] | None = None, /, **keywords: object) -> Config:
     """Applies flat setting names to their sections: `from_keywords(config, page_size=32, tensor=2, dtype="float32")`.
 
-    A section's own name takes a mapping: `mesh={"tensor": 2}`.
+    only: the sections that may be set; None: all. A section's own name takes a mapping: `mesh={"tensor": 2}`.
     Raises ConfigError: unknown name, a name that two sections share, ill-typed value.
     """
-    leaves = _leaves(base)
+    leaves = {key: leaf for key, leaf in _leaves(base).items() if only is None or key.partition(".")[0] in only}
     sections = {key.partition(".")[0] for key in leaves}
     overrides: dict[str, object] = {}
     for name, value in keywords.items():

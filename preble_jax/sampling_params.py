@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from preble_jax.errors import InvalidRequestError
 
 _SEED_LIMIT = 1 << 32
+_INT32_MAX = (1 << 31) - 1  # what the wire and the device hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,9 @@ class SamplingParams:
     logprobs: bool = False
 
     def __post_init__(self) -> None:
-        _require_int("max_tokens", self.max_tokens, 1, None)
+        _require_int("max_tokens", self.max_tokens, 1, _INT32_MAX)
         _require_number("temperature", self.temperature, 0.0, None)
-        _require_int("top_k", self.top_k, 0, None)
+        _require_int("top_k", self.top_k, 0, _INT32_MAX)
         _require_number("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _require_number("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
@@ -52,7 +53,7 @@ class SamplingParams:
         object.__setattr__(self, "stop", stop)
         stop_ids = _as_tuple("stop_token_ids", self.stop_token_ids)
         for token in stop_ids:
-            _require_int("stop_token_ids", token, 0, None)
+            _require_int("stop_token_ids", token, 0, _INT32_MAX)
         object.__setattr__(self, "stop_token_ids", stop_ids)
 
     @property
@@ -66,9 +67,9 @@ def _as_tuple(name: str, value: object) -> tuple[object, ...]:
     return tuple(value)
 
 
-def _require_int(name: str, value: object, low: int, high: int | None) -> None:
-    bound = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+def _require_int(name: str, value: object, low: int, high: int) -> None:
+    bound = f"an integer >= {low}" if high == _INT32_MAX else f"an integer in [{low}, {high}]"
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InvalidRequestError(f"{name}: expected {bound}, got {value!r}")
 
 

@@ -84,7 +84,10 @@ def _worker_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _cores(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:

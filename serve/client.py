@@ -138,26 +138,26 @@ class AsyncClient:
 
 
 def _request(prompt: PromptInput, sampling: SamplingParams | None, options: CallOptions) -> pb.GenerateRequest:
-    return pb.GenerateRequest(
-        sampling=None if sampling is None else wire.sampling_to_proto(sampling),
-        tenant=options.get("tenant", ""),
-        cache_salt=options.get("cache_salt", b""),
-        **_prompt_field(prompt),
-    )
+    try:
+        return pb.GenerateRequest(
+            sampling=None if sampling is None else wire.sampling_to_proto(sampling),
+            tenant=options.get("tenant", ""),
+            cache_salt=options.get("cache_salt", b""),
+            **_prompt_field(prompt),
+        )
+    except (TypeError, ValueError) as error:  # half a surrogate pair is one of them
+        raise InvalidRequestError(
+            f"prompt: expected text, a list of token ids, or a list of messages with role and content ({error})"
+        ) from error
 
 
 def _prompt_field(prompt: PromptInput) -> dict[str, Any]:
     if isinstance(prompt, str):
         return {"text": prompt}
     items: list[Any] = list(prompt)
-    try:
-        if items and all(isinstance(item, Mapping) for item in items):
-            return {"chat": pb.Chat(messages=[pb.ChatMessage(**item) for item in items])}
-        return {"token_ids": pb.TokenIds(ids=items)}
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(
-            f"prompt: expected text, a list of token ids, or a list of messages with role and content ({error})"
-        ) from error
+    if items and all(isinstance(item, Mapping) for item in items):
+        return {"chat": pb.Chat(messages=[pb.ChatMessage(**item) for item in items])}
+    return {"token_ids": pb.TokenIds(ids=items)}
 
 
 def _chunk(response: pb.GenerateResponse) -> Chunk:

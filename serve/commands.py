@@ -61,11 +61,17 @@ def frontend(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _stop_on_signals() -> None:
+    """SIGTERM stops the children first, as Ctrl-C does; SIGINT too where a shell's `&` has set it to be ignored."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+
+
 def serve(arguments: argparse.Namespace) -> int:
     """Until Ctrl-C (0) or until no device group is left."""
     from serve.cluster import Cluster
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop the children first
+    _stop_on_signals()
     with Cluster(arguments.config, arguments.overrides, run_dir=arguments.run_dir) as cluster:
         reported: set[str] = set()
         try:
@@ -101,7 +107,7 @@ def _how_to_call(address: str, config: Config, run_dir: Path) -> str:
 def demo(arguments: argparse.Namespace) -> int:
     from serve.demo.run import run_demo
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _stop_on_signals()
     return run_demo(arguments)
 
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from preble_jax.errors import ConfigError
+
 # Device files that appear only where the chip and its driver are.
 _ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "accel/accel[0-9]*", "vfio/[0-9]*", "kfd")
 
 
 def pin_to_cores(cores: tuple[int, ...]) -> None:
     """Confines this process and its threads to come. Must run before JAX is imported, which sizes its pools by it."""
-    if hasattr(os, "sched_setaffinity"):
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    try:
         os.sched_setaffinity(0, cores)
+    except OSError as error:
+        allowed = sorted(os.sched_getaffinity(0))
+        raise ConfigError(f"--cores: expected some of {allowed}, got {sorted(cores)}") from error
 
 
 def cores_by_group(num_groups: int) -> list[tuple[int, ...]] | None:

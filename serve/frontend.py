@@ -82,7 +82,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
 
 
 class Frontend:
-    """Server and router as a context: inside it serves, and reports healthy once a device group is known."""
+    """Server and router as a context: inside it serves, and reports healthy while a device group is known."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config, scheduler_address: str, port: int) -> None:
         self._settings, self._port = config.serve, port
@@ -96,16 +96,12 @@ class Frontend:
 
     async def __aenter__(self) -> Frontend:
         await self._server.start(self._settings.host, self._port, "serve.frontend_port")
+        self._router.on_availability = self._server.set_serving
         await self._router.__aenter__()
-        self._ready = asyncio.create_task(self._report_ready())
         return self
 
-    async def _report_ready(self) -> None:
-        await self._router.has_groups.wait()
-        await self._server.set_serving(True)
-
     async def __aexit__(self, *_: object) -> None:
-        self._ready.cancel()
+        self._router.on_availability = None
         await self._server.stop(STOP_GRACE_S)
         await self._router.__aexit__()
         await self._servicer.close()

@@ -66,6 +66,7 @@ class PromptReader:
         if request.model not in ("", self._model):
             raise NotFoundError(f"model: expected {self._model!r}, the one that is served here, got {request.model!r}")
         sampling = wire.sampling_from_proto(request.sampling)
+        self._check_text(request, max_model_len)
         token_ids = self._token_ids(request)
         self._check(token_ids, max_model_len)
         salt = cache_salt(self._model, request.cache_salt)
@@ -79,10 +80,21 @@ class PromptReader:
             cache_salt=salt,
         )
 
+    def _check_text(self, request: pb.GenerateRequest, max_model_len: int | None) -> None:
+        """Refuses text that cannot fit however well it compresses, before it keeps the tokenizer busy for seconds."""
+        text = (request.text, *(message.content for message in request.chat.messages))
+        num_bytes = sum(len(part.encode()) for part in text)
+        longest = self._tokenizer.longest_token_bytes
+        if max_model_len is not None and num_bytes > max_model_len * longest:
+            raise PromptTooLongError(
+                f"prompt: expected at most {max_model_len * longest} bytes of text ({max_model_len} tokens of context, "
+                f"none longer than {longest} bytes), got {num_bytes}; shorten it"
+            )
+
     def _token_ids(self, request: pb.GenerateRequest) -> Sequence[int]:
         kind = request.WhichOneof("prompt")
         if kind == "text":
-            return self._tokenizer.encode(request.text)
+            return self._tokenizer.encode(request.text, parse_special=True)  # the caller wrote all of it
         if kind == "token_ids":
             return list(request.token_ids.ids)
         if kind == "chat":

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+import math
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -22,6 +24,7 @@ from serve.status import TransportError, transport_errors
 from serve.transport import open_channel
 
 POLL_S = 1.0
+FORGET_S = 3.0  # a reachable scheduler without groups is believed after so long
 # Requests whose first FALLBACK_BLOCKS pages are equal go to the same group. Deeper, and conversations with a common
 # system prompt spread; shallower, and everything that shares a chat template's first words lands on one group.
 FALLBACK_BLOCKS = 4
@@ -43,15 +46,18 @@ class Router:
     """Asks the scheduler, remembers its groups, reports back. Use as a context; inside, groups are polled.
 
     num_fallbacks: requests placed without the scheduler.
+    on_availability: told when the first group comes, and when the last one is gone.
     """
 
-    def __init__(self, scheduler_address: str, poll_s: float = POLL_S) -> None:
+    def __init__(self, scheduler_address: str, poll_s: float = POLL_S, forget_s: float = FORGET_S) -> None:
         self._address = scheduler_address
         self._poll_s = poll_s
+        self._forget_s = forget_s
         self._reachable = True
         self.num_fallbacks = 0
         self.groups: dict[str, pb.Hello] = {}
-        self.has_groups = asyncio.Event()
+        self.on_availability: Callable[[bool], Awaitable[None]] | None = None
+        self._learned_at = -math.inf  # when the scheduler last named a group
 
     async def __aenter__(self) -> Router:
         self._channel = open_channel(self._address)
@@ -120,16 +126,22 @@ class Router:
                 with transport_errors():
                     state = await self._stub.GetState(pb.GetStateRequest(), timeout=PLACE_TIMEOUT_S)
                 self._note_reachable(True)
-                self._learn(state)
+                await self._learn(state)
             except PrebleError as error:
                 self._note_reachable(False, error)
             await asyncio.sleep(self._poll_s if self.groups else self._poll_s / 10)
 
-    def _learn(self, state: pb.GetStateResponse) -> None:
+    async def _learn(self, state: pb.GetStateResponse) -> None:
+        """A scheduler that has just restarted knows no group for a moment: the ones known before are kept that long."""
         groups = {state.hello.group.group: state.hello for state in state.groups if not state.draining}
+        now = time.monotonic()
         if groups:
-            self.groups = groups
-            self.has_groups.set()
+            self._learned_at = now
+        elif now - self._learned_at < self._forget_s:
+            return
+        if bool(groups) != bool(self.groups) and self.on_availability is not None:
+            await self.on_availability(bool(groups))
+        self.groups = groups
 
     def _note_reachable(self, reachable: bool, error: PrebleError | None = None) -> None:
         if reachable != self._reachable:

@@ -92,14 +92,21 @@ class Server:
 
 def require_free_port(host: str, port: int, setting: str) -> None:
     """Raises `ConfigError` if this machine cannot listen on host:port. Cheap: done before anything slow is started."""
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"{setting}: expected a port in [0, 65535], got {port}")
     try:
+        socket.getaddrinfo(host, None, socket.AF_INET)
         with socket.create_server((host, port)):
             pass
+    except socket.gaierror as error:
+        raise ConfigError(
+            f"serve.host: expected an IPv4 address or host name of this machine, got {host!r} ({error.strerror})"
+        ) from error
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
         raise ConfigError(
             f"{setting}: expected an address to listen on, got {host}:{port}, which is taken or not this machine's "
-            f"({reason}); stop what listens there, or choose another with --config.{setting}=PORT (0: any free one)"
+            f"({error.strerror or error}); stop what listens there, or choose another with "
+            f"--config.{setting}=PORT (0: any free one)"
         ) from error
 
 

@@ -59,7 +59,7 @@ ROOMS = {
     # Beside the engine: what a frontend does for a client (tokens, text, salts) happens here too.
     "preble_jax.batch": Rule(
         own=COMMON | {"preble_jax.model", "preble_jax.engine", "preble_jax.kv.hashing", "serve.client"},
-        third_party=frozenset(),
+        third_party=frozenset({"numpy"}),
     ),
     # The common modules and the package's own public face.
     "preble_jax": Rule(own=COMMON | {"preble_jax.batch"}, third_party=frozenset({"ml_collections", "rich"})),

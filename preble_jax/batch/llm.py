@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import numpy as np
+
 from preble_jax.config import Config
 from preble_jax.config_files import from_keywords, load_config
 from preble_jax.engine.engine import Engine
@@ -20,7 +22,7 @@ from preble_jax.progress import NullProgress, Progress, make_progress
 from preble_jax.request import FinishReason, Request, RequestOutput
 from preble_jax.sampling_params import SamplingParams
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int]  # or a numpy array of integers
 Message = Mapping[str, Any]
 
 
@@ -79,7 +81,8 @@ class LLM:
     ) -> list[CompletedRequest]:
         """Completes all prompts and returns them in order.
 
-        prompts: text, token ids, or a list of either. sampling_params: one for all, or one a prompt.
+        prompts: text, token ids, or a list of either; control tokens spelled in a text count (in `chat` they do not).
+        sampling_params: one for all, or one a prompt.
         All prompts are checked before any is run: a bad one raises InvalidRequestError and nothing is computed.
         """
         batch = self._prompts(prompts)
@@ -109,19 +112,20 @@ class LLM:
     def _prompts(self, prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         if isinstance(prompts, str):
             return [prompts]
+        if not isinstance(prompts, Sequence | np.ndarray) or isinstance(prompts, bytes | bytearray):
+            raise InvalidRequestError(f"prompts: expected text, token ids, or a list of either, got {prompts!r:.80}")
         batch: list[Any] = list(prompts)
-        if batch and all(_is_token(p) for p in batch):
+        if batch and _is_tokens(batch):
             return [batch]
         for i, prompt in enumerate(batch):
-            is_tokens = isinstance(prompt, Sequence) and all(_is_token(token) for token in prompt)
-            if not isinstance(prompt, str) and not is_tokens:
+            if not isinstance(prompt, str) and not _is_tokens(prompt):
                 raise InvalidRequestError(f"prompt {i}: expected text or a list of token ids, got {prompt!r:.80}")
         return batch
 
     def _job(self, prompt: Prompt, sampling: SamplingParams) -> _Job:
         tokenizer = self.tokenizer
         if isinstance(prompt, str):
-            token_ids = self._require_tokenizer("a text prompt").encode(prompt)
+            token_ids = self._require_tokenizer("a text prompt").encode(prompt, parse_special=True)
         else:
             token_ids = [int(token) for token in prompt]
         if sampling.stop:
@@ -205,13 +209,22 @@ class _Job:
 
 
 def _is_token(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_tokens(value: object) -> bool:
+    if isinstance(value, bytes | bytearray):
+        return False
+    return isinstance(value, Sequence | np.ndarray) and all(_is_token(token) for token in value)
+
+
+_SECTIONS = ("model", "kv", "engine", "mesh", "queue")
 
 
 def _config(model: str, settings: Mapping[str, object]) -> Config:
     if model.endswith(".py"):
-        return from_keywords(load_config(model), **settings)
-    return from_keywords(Config(), name=model, **settings)
+        return from_keywords(load_config(model), _SECTIONS, **settings)
+    return from_keywords(Config(), _SECTIONS, name=model, **settings)
 
 
 def _params_for(params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:
@@ -219,6 +232,8 @@ def _params_for(params: SamplingParams | Sequence[SamplingParams] | None, num_pr
         params = SamplingParams()
     if isinstance(params, SamplingParams):
         return [params] * num_prompts
+    if not isinstance(params, Sequence) or not all(isinstance(p, SamplingParams) for p in params):
+        raise InvalidRequestError(f"sampling_params: expected SamplingParams or a list of them, got {params!r:.80}")
     if len(params) != num_prompts:
         raise InvalidRequestError(
             f"sampling_params: expected one for all prompts or one for each of {num_prompts}, got {len(params)}"

@@ -9,6 +9,8 @@ from preble_jax.model.decoder import StepArrays
 from preble_jax.model.sampling import SamplingArrays
 from preble_jax.sched.sequence import PlannedRow, StepPlan
 
+_HOTTEST = 1e30  # uniform over the vocabulary long before; stays a float32
+
 
 class ArrayBuilder:
     """num_pages, page_size: of the pool. pages_per_seq: columns of the page table."""
@@ -68,8 +70,8 @@ class ArrayBuilder:
         step.last_token[index] = token + row.num_tokens - 1
         sampling = sequence.request.sampling
         if row.samples and not sampling.greedy:
-            settings.temperature[index] = sampling.temperature
-            settings.top_k[index] = min(sampling.top_k, np.iinfo(np.int32).max)
+            settings.temperature[index] = min(sampling.temperature, _HOTTEST)
+            settings.top_k[index] = sampling.top_k
             settings.top_p[index] = sampling.top_p
             settings.min_p[index] = sampling.min_p
             settings.seed[index] = sequence.seed

@@ -49,7 +49,7 @@ class ModelRunner:
         self._arrays = ArrayBuilder(self.num_pages, config.kv.page_size, pages_per_seq)
         self._graph, self.params = nnx.split(Decoder(model, params))
         self.pages = allocate_pages(layout, model.num_layers, pages_sharding(mesh, heads))
-        self._steps: dict[StepShape, Any] = {}
+        self.programs: dict[StepShape, Any] = {}
 
     def compile(self, progress: Progress) -> None:
         """Compiles every step shape, in parallel; afterwards nothing compiles any more."""
@@ -60,14 +60,14 @@ class ModelRunner:
         ):
             futures = {pool.submit(self._compile, shape): shape for shape in shapes}
             for future in as_completed(futures):
-                self._steps[futures[future]] = future.result()
+                self.programs[futures[future]] = future.result()
                 task.advance()
 
     def run(self, plan: StepPlan) -> tuple[list[int], list[float]]:
         """Computes a step and waits for it. Returns a token and its log-probability for each row of `plan.rows`."""
         shape = self.shapes.fit(plan)
         step, settings = self._arrays.build(plan, shape)
-        self.pages, tokens, logprobs = self._steps[shape](self.params, self.pages, step, settings)
+        self.pages, tokens, logprobs = self.programs[shape](self.params, self.pages, step, settings)
         rows = self._arrays.rows(plan, shape)
         return np.asarray(tokens)[rows].tolist(), np.asarray(logprobs)[rows].tolist()
 

@@ -6,7 +6,8 @@ longest cached prefix is therefore a binary search over the chain of hashes.
 
 Pins and recency are kept at the deepest node of a path only; ancestors are covered by having children:
 - `refs` = pins on the node + children with refs > 0. A node with refs 0 is *evictable* once its subtree is.
-- `last_used` of an inner node is brought up to date when its last child goes.
+- `last_used` of an inner node does not count the uses of its children, and need not: it becomes a leaf when its last
+  child goes, as the least recently used leaf of all. Unless the node was used by itself since, it is next in any case.
 """
 
 from __future__ import annotations
@@ -121,7 +122,6 @@ class RadixTree:
         parent = node.parent
         if parent is not None:
             parent.num_children -= 1
-            parent.last_used = max(parent.last_used, node.last_used)  # whoever used the child used the parent
             self._offer(parent)
 
     def _touch(self, node: Node) -> None:

@@ -27,6 +27,13 @@ class Llama3RopeScaling:
     high_freq_factor: float
     original_max_position: int
 
+    def __post_init__(self) -> None:
+        if not self.low_freq_factor < self.high_freq_factor:
+            raise CheckpointError(
+                f"config.json: expected rope scaling with low_freq_factor < high_freq_factor, got "
+                f"{self.low_freq_factor} and {self.high_freq_factor}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRopeScaling:
@@ -74,6 +81,9 @@ class ModelConfig:
                 f"model config: expected num_heads to be a multiple of num_kv_heads, "
                 f"got {self.num_heads} and {self.num_kv_heads}"
             )
+        for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
+            if not 0 <= token < self.vocab_size:
+                raise CheckpointError(f"model config: expected token ids below {self.vocab_size}, got {token}")
         if self.head_dim % 2:
             raise CheckpointError(f"model config: expected an even head_dim (rotary pairs), got {self.head_dim}")
         if self.rope_freq_factors is not None and len(self.rope_freq_factors) != self.head_dim // 2:
@@ -112,9 +122,9 @@ class ModelConfig:
             rms_norm_eps=_number(config, "rms_norm_eps", 1e-6),
             rope_theta=_rope_theta(config),
             rope_scaling=_rope_scaling(config),
-            rope_freq_factors=None if factors is None else tuple(float(f) for f in factors),
+            rope_freq_factors=None if factors is None else _positive_numbers("rope_freq_factors", factors),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-            bos_token_id=_token_ids(config, "bos_token_id")[0] if config.get("bos_token_id") is not None else None,
+            bos_token_id=next(iter(_token_ids(config, "bos_token_id")), None),
             eos_token_ids=tuple(
                 dict.fromkeys(_token_ids(generation_config or {}, "eos_token_id") + _token_ids(config, "eos_token_id"))
             ),
@@ -197,6 +207,12 @@ def _number(config: Mapping[str, Any], key: str, default: object = _MISSING) -> 
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise CheckpointError(f"config.json: expected {key} to be a number > 0, got {value!r}")
     return float(value)
+
+
+def _positive_numbers(key: str, value: object) -> tuple[float, ...]:
+    if not isinstance(value, list | tuple):
+        raise CheckpointError(f"config.json: expected {key} to be a list of numbers > 0, got {value!r}")
+    return tuple(_number({key: item}, key) for item in value)
 
 
 def _token_ids(config: Mapping[str, Any], key: str) -> tuple[int, ...]:

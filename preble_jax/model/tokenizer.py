@@ -24,6 +24,7 @@ class Tokenizer:
     """A model's tokenizer; safe to use from several threads.
 
     vocab_size:    ids are 0 .. vocab_size - 1 (the model's output matrix may be padded beyond).
+    longest_token_bytes: a text of n bytes is at least n / longest_token_bytes tokens.
     special_ids:   control tokens: they stand for no text.
     eos_token_ids: each of them ends an answer.
     chat_template: the model's Jinja template, or None.
@@ -40,6 +41,7 @@ class Tokenizer:
         self._parsing = backend  # finds control tokens in a text; `_plain` takes them for what they spell
         self._pieces = _token_bytes(backend)
         self.vocab_size = len(self._pieces)
+        self.longest_token_bytes = max(map(len, self._pieces), default=1)
         self.special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
         self.bos_token_id = bos_token_id
         self.eos_token_ids = tuple(eos_token_ids)

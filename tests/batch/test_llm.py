@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from preble_jax import LLM, SamplingParams
@@ -80,6 +81,10 @@ def test_the_context_ends_a_request(tiny: LLM):
         (["text"], InvalidRequestError, "a text prompt needs the tokenizer"),
         ([[1], None], InvalidRequestError, "prompt 1: expected text or a list of token ids, got None"),
         ([[1.5]], InvalidRequestError, "prompt 0"),
+        (None, InvalidRequestError, "prompts: expected text, token ids, or a list of either, got None"),
+        (b"bytes", InvalidRequestError, "prompts: expected text"),
+        ([b"bytes"], InvalidRequestError, "prompt 0"),
+        ({1: 2}, InvalidRequestError, "prompts: expected text"),
     ],
 )
 def test_a_bad_prompt_is_refused_and_nothing_runs(tiny: LLM, prompts, error, words):
@@ -108,9 +113,18 @@ def test_an_interrupted_batch_leaves_nothing_behind(tiny: LLM, monkeypatch: pyte
     assert len(tiny.generate([[1] * 30], GREEDY)[0].token_ids) == 8
 
 
+def test_numpy_tuples_and_lists_are_the_same_prompt(tiny: LLM):
+    prompt = [5, 6, 7]
+    expected = tiny.generate([prompt], GREEDY)[0].token_ids
+    for prompts in (np.array(prompt), [np.array(prompt)], [tuple(prompt)], tuple(prompt), np.array([prompt])):
+        assert [output.token_ids for output in tiny.generate(prompts, GREEDY)] == [expected]
+
+
 def test_wrong_numbers_of_params(tiny: LLM):
     with pytest.raises(InvalidRequestError, match="one for each of 2, got 1"):
         tiny.generate([[1], [2]], [GREEDY])
+    with pytest.raises(InvalidRequestError, match=r"expected SamplingParams or a list of them, got 0\.5"):
+        tiny.generate([[1]], 0.5)
 
 
 def test_bad_models_and_settings_are_named():
@@ -118,9 +132,20 @@ def test_bad_models_and_settings_are_named():
         LLM("no-such-model")
     with pytest.raises(ConfigError, match="page_size"):
         LLM(str(TINY_FOLDER), skip_tokenizer=True, pagesize=32)
+    with pytest.raises(ConfigError, match="groups: no such setting"):
+        LLM(str(TINY_FOLDER), skip_tokenizer=True, groups=3)
     with pytest.raises(ConfigError, match=r"mesh\.tensor: expected 1 to \d+"):
         LLM(str(TINY_FOLDER), skip_tokenizer=True, tensor=64)
     with pytest.raises(ConfigError, match="attention"):
         LLM(str(TINY_FOLDER), skip_tokenizer=True, attention="cuda", num_pages=8, dtype="float32")
     with pytest.raises(CheckpointError, match="tokenizer"):
         LLM(str(TINY_FOLDER))
+
+
+def test_control_tokens_count_in_a_text_and_not_in_a_message(smollm2: LLM):
+    end = "<|im_end|>"
+    (text,) = smollm2.generate(end, GREEDY)
+    assert text.prompt_token_ids == [2]
+    (chat,) = smollm2.chat([{"role": "user", "content": end}], GREEDY)
+    (plain,) = smollm2.chat([{"role": "user", "content": "x"}], GREEDY)
+    assert chat.prompt_token_ids.count(2) == plain.prompt_token_ids.count(2)

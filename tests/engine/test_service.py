@@ -129,3 +129,15 @@ async def test_closing_ends_open_streams_with_an_error(make_engine):
     outputs = [output async for output in stream]
     assert outputs[-1].finish_reason == "error"
     assert "stopped" in outputs[-1].error
+
+
+async def test_a_step_gives_its_page_arrays_away(make_engine):
+    """Donated: the arrays from before a step are gone, and no step holds a second copy of the pages."""
+    engine = make_engine()
+    before = engine.runner.pages
+    engine.add(make_request("a", max_tokens=1))
+    engine.step()
+    assert all(pages.is_deleted() for pages in before)
+    for program in engine.runner.programs.values():
+        memory = program.memory_analysis()
+        assert memory.alias_size_in_bytes >= sum(pages.nbytes for pages in engine.runner.pages)

@@ -125,6 +125,21 @@ def test_missing_and_ill_typed_sizes_are_named(key: str, value: Any) -> None:
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2}}, "low_freq_factor"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ({"rope_scaling": [1]}, "rope_scaling"),
+        ({"rope_freq_factors": "abc"}, "rope_freq_factors"),
+        ({"rope_freq_factors": [1.0, "x"]}, "rope_freq_factors"),
+        ({"eos_token_id": 10**9}, "below 128256, got 1000000000"),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 2.0,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 8192,
+                }
+            },
+            "low_freq_factor < high_freq_factor",
+        ),
         ({"rope_theta": "big"}, "rope_theta"),
         ({"rope_theta": -1}, "rope_theta"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),

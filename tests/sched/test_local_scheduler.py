@@ -316,3 +316,15 @@ def test_generated_pages_serve_the_next_turn():
     device.run()
     assert device.cached["turn2"] == (len(history) - 1) // PAGE * PAGE
     assert scheduler.cache.match(block_hashes(history, PAGE)) == len(history) // PAGE
+
+
+def test_admission_leaves_running_requests_a_page_each():
+    """One is one token short of its next page; another whose prompt would take the last page has to wait."""
+    scheduler = make_scheduler(num_pages=12)
+    device = FakeDevice(scheduler)
+    scheduler.add(make_request("runs", [1] * 4 * PAGE, 8), 0.0)
+    device.step()
+    scheduler.add(make_request("comes", [2] * 8 * PAGE, 1), 0.0)
+    device.run()
+    assert scheduler.num_preemptions == 0
+    assert len(device.reasons) == 2

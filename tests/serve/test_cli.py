@@ -58,7 +58,13 @@ def test_a_port_that_is_taken_is_found_before_anything_starts(
 
 def test_settings_that_cannot_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["serve", "--config.serve.groups=0"]) == 2
-    assert "serve.groups: expected >= 1" in error_line(capsys)
+    assert "serve.groups: expected >= 1, got 0" in error_line(capsys)
+    assert main(["serve", "--config.serve.host=no.such.host.invalid"]) == 2
+    assert "serve.host: expected" in error_line(capsys)
+    assert main(["scheduler", "--port", "99999"]) == 2
+    assert "99999" in error_line(capsys)
+    assert main(["worker", "--scheduler", "127.0.0.1:1", "--cores", "4096"]) == 2
+    assert "--cores: expected some of" in error_line(capsys)
     assert main(["demo", "--json", str(tmp_path / "nowhere" / "summary.json")]) == 2
     assert "--json" in error_line(capsys)
 

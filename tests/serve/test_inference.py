@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import aclosing
+from typing import Any
 
 import grpc
 import pytest
@@ -20,6 +21,7 @@ from preble_jax.errors import (
     PromptTooLongError,
 )
 from preble_jax.kv.hashing import block_hashes, cache_salt
+from preble_jax.model.tokenizer import Tokenizer
 from preble_jax.sampling_params import SamplingParams
 from serve.client import Client
 from serve.protos.preble.v1 import inference_pb2 as pb
@@ -233,3 +235,27 @@ async def test_a_prompt_that_is_no_prompt_is_refused_by_the_client(deployment: D
     for prompt in ([1, "two"], [{"role": "user", "body": "x"}], [1 << 40]):
         with pytest.raises(InvalidRequestError, match="prompt"):
             await deployment.client.generate(prompt, GREEDY)
+
+
+async def test_a_text_that_can_never_fit_is_refused_before_it_is_tokenised(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_, **__: pytest.fail("tokenised"))
+    for prompt in ("x" * 100_000, [{"role": "user", "content": "x" * 50_000}] * 2):
+        with pytest.raises(PromptTooLongError, match="got 100000"):
+            await deployment.client.generate(prompt, GREEDY)
+
+
+async def test_control_tokens_count_in_a_text_and_not_in_a_message(deployment: Deployment) -> None:
+    start = "<|im_start|>"
+    text = await deployment.client.generate(start, GREEDY)
+    chat = await deployment.client.generate([{"role": "user", "content": start}], GREEDY)
+    plain = await deployment.client.generate([{"role": "user", "content": "x" * len(start)}], GREEDY)
+    assert text.usage.prompt_tokens == 1
+    assert chat.usage.prompt_tokens == plain.usage.prompt_tokens
+
+
+@pytest.mark.parametrize("prompt", [None, 3, "\ud800", [1 << 40], [{"role": "user"}, 3], [{"rôle": "user"}]], ids=repr)
+async def test_a_prompt_the_client_cannot_send_is_a_clear_error(deployment: Deployment, prompt: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="prompt: expected"):
+        await deployment.client.generate(prompt, GREEDY)

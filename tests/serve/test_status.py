@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import grpc
 import pytest
 
 from preble_jax import errors
 from preble_jax.errors import OverloadedError, PrebleError
-from serve.status import TransportError, from_rpc, trailing_metadata
+from serve.status import TransportError, answers_errors, from_rpc, trailing_metadata
 
 CLASSES = [
     cls
@@ -50,3 +52,21 @@ def test_every_status_of_a_stranger_becomes_an_error(code: str) -> None:
     error = from_rpc(rpc_error(code, details=""))
     assert isinstance(error, PrebleError)
     assert str(error) == code
+
+
+async def test_leaving_a_stream_leaves_the_handler_at_once() -> None:
+    left = []
+
+    class Servicer:
+        @answers_errors
+        async def Stream(self, request: object, context: object) -> AsyncIterator[int]:
+            try:
+                while True:
+                    yield 1
+            finally:
+                left.append(True)
+
+    responses = Servicer().Stream(None, None)
+    await anext(responses)
+    await responses.aclose()
+    assert left == [True]

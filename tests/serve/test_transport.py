@@ -51,6 +51,22 @@ async def test_a_frontend_is_not_healthy_before_it_knows_a_group() -> None:
         assert await health_of(frontend.address) == NOT_SERVING
 
 
+async def test_a_frontend_is_unhealthy_once_its_last_group_is_gone(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = deployment.frontend._router
+    monkeypatch.setattr(router, "_forget_s", 0.0)
+    monkeypatch.setattr(router, "_poll_s", 0.01)
+    for group in tuple(deployment.workers):
+        assert await health_of(deployment.frontend.address) == SERVING
+        await deployment.kill_worker(group)
+    await until(lambda: not router.groups)
+    assert await health_of(deployment.frontend.address) == NOT_SERVING
+    await deployment.start_worker("worker-0")
+    await until(lambda: bool(router.groups))
+    assert await health_of(deployment.frontend.address) == SERVING
+
+
 async def test_a_server_that_stops_says_so_first() -> None:
     server = Server(["preble.v1.Inference"], [])
     address = await server.start("127.0.0.1", 0, "serve.frontend_port")
