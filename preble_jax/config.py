@@ -245,8 +245,8 @@ class TenantSettings:
 
     def __post_init__(self) -> None:
         for tenant, weight in self.weights:
-            if not 0.0 < weight < math.inf:
-                raise ConfigError(f"tenants.weights: expected a finite number > 0 for {tenant!r}, got {weight}")
+            if not 1e-6 <= weight <= 1e6:
+                raise ConfigError(f"tenants.weights: expected a number in [1e-6, 1e6] for {tenant!r}, got {weight}")
         if len(dict(self.weights)) != len(self.weights):
             raise ConfigError(f"tenants.weights: expected each tenant once, got {self.weights}")
         for name in ("extend_weight", "output_weight"):

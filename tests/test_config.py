@@ -22,7 +22,7 @@ from preble_jax.errors import ConfigError
         ("queue.num_priority_groups", "0", "expected >= 1, got 0"),
         ("queue.max_waiting", "0", "expected >= 1, got 0"),
         ("queue.dlpm_quantum", "0", "expected >= 1, got 0"),
-        ("tenants.weights", "gold:0", "expected a finite number > 0 for 'gold', got 0.0"),
+        ("tenants.weights", "gold:0", "expected a number in .1e-6, 1e6. for 'gold', got 0.0"),
         ("tenants.weights", "gold:1,gold:2", "expected each tenant once"),
         ("tenants.extend_weight", "0", "expected a finite number > 0, got 0.0"),
         ("tenants.output_weight", "-1", "expected a finite number > 0, got -1.0"),

@@ -75,7 +75,10 @@ class ClusterState:
         prefill_ns = group.cost.prefill_ns(missed)
         num_blocks = -(-(num_tokens + group.expected_output(request.max_tokens)) // self.page_size)
         node = self.forest.assign(request.block_hashes, found, group.slot, now)
-        assignment = Assignment(group, num_tokens, prefill_ns, node, now, request.tenant, missed, missed, num_blocks)
+        generation = group.cursor.generation
+        assignment = Assignment(
+            group, num_tokens, prefill_ns, node, now, request.tenant, missed, missed, num_blocks, generation
+        )
         self._assigned.add(now, assignment)
         group.assigned(prefill_ns, 1)
         group.took(missed, num_blocks)

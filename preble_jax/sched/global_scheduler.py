@@ -42,6 +42,7 @@ from preble_jax.sched.placement.base import runners_up
 from preble_jax.sched.step_fit import StepFit, StepTotals
 
 NUM_ALTERNATIVES = 2
+_MAX_TOKENS = 1 << 31  # of one request's output; more is a broken report
 
 
 class GlobalScheduler:
@@ -187,9 +188,10 @@ class GlobalScheduler:
         now = self._time(now)
         assignment = self._get_outstanding(request_id)
         _check_queue_s(request_id, queue_s)
-        if output_tokens < 0 or not 0 <= cached_tokens <= assignment.num_tokens:
+        if not 0 <= output_tokens < _MAX_TOKENS or not 0 <= cached_tokens <= assignment.num_tokens:
             raise InvalidRequestError(
-                f"request {request_id!r}: expected output_tokens >= 0 and cached_tokens in 0..{assignment.num_tokens}, "
+                f"request {request_id!r}: expected output_tokens in 0..{_MAX_TOKENS - 1} and "
+                f"cached_tokens in 0..{assignment.num_tokens}, "
                 f"got {output_tokens} and {cached_tokens}"
             )
         self._now = now
@@ -257,9 +259,12 @@ class GlobalScheduler:
     ) -> list[Instruction]:
         """Queue lengths, and a sign of life. next_seq, generation: the number the group's next KV event will have; sent
         with the report they reveal events that were lost with nothing after them. steps: totals of the group's steps,
-        which refine what work costs there. Raises NotFoundError."""
+        which refine what work costs there. Raises NotFoundError, InvalidRequestError (a number no group can mean)."""
         now = self._time(now)
         target = self._groups.get(group)
+        numbers = (report.num_waiting, report.num_running, next_seq or 0, generation or 0, *(steps or ()))
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            raise InvalidRequestError(f"load_report of {group!r}: expected finite numbers >= 0, got {numbers}")
         self._heard(target, now)
         target.num_waiting = report.num_waiting
         target.num_running = report.num_running

@@ -15,6 +15,7 @@ class Sent:
     group: int
     num_tokens: int
     extend: int
+    life: int  # of the group: how often it had started
 
 
 class PaperD2LPM:
@@ -41,10 +42,12 @@ class PaperD2LPM:
         self.outstanding: list[Sent] = []
         self.q: dict[str, dict[int, float]] = {}
         self.refilled: dict[str, bool] = {}
+        self.life = [0] * len(ranks)
 
     def group_up(self, group: int) -> None:
         """Unused: 0 before a tenant's first refill, then a quantum."""
         self.forest.clear(group)
+        self.life[group] += 1
         for tenant, deficits in self.q.items():
             deficits[group] = self.quantum * self.weight(tenant) if self.refilled[tenant] else 0.0
 
@@ -67,7 +70,7 @@ class PaperD2LPM:
         available = [w for w in groups if q[w] > 0]
         candidates = [w for w in longest if w in available] or available
         chosen = min(candidates, key=lambda w: (sum(s.group == w for s in self.outstanding), self.ranks[w]))
-        sent = Sent(tenant, chosen, num_tokens, num_tokens - cached[chosen])
+        sent = Sent(tenant, chosen, num_tokens, num_tokens - cached[chosen], self.life[chosen])
         q[chosen] -= self.extend_weight * sent.extend
         self.forest.assign(prompt, chosen, now)
         self.outstanding.append(sent)
@@ -75,6 +78,8 @@ class PaperD2LPM:
 
     def finish(self, sent: Sent, output_tokens: int, cached_tokens: int, failed: bool) -> None:
         self.outstanding = [s for s in self.outstanding if s is not sent]
+        if sent.life != self.life[sent.group]:
+            return  # charged on a process that is gone
         q = self.q[sent.tenant]
         q[sent.group] -= self.output_weight * output_tokens
         if not failed:

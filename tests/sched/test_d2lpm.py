@@ -231,6 +231,10 @@ def test_a_group_that_restarts_or_goes_takes_its_debts_along() -> None:
     assert deficit(made, "a", "0") < 0
     made.kv_events("0", EventBatch(2, 0, (BlocksStored(chain((1,)), None),)), 1.0)
     assert deficit(made, "a", "0") == 30
+    place(made, "old", (2,))
+    made.kv_events("0", EventBatch(3, 0, ()), 1.0)
+    made.finished("old", 500, 0, 1.0)
+    assert deficit(made, "a", "0") == 30
     made.add_group("1", 100, 1, 1.0)
     made.remove_group("0", 1.0)
     made.finished("x", 500, 0, 2.0)

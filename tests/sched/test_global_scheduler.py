@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -27,14 +27,16 @@ from preble_jax.sched import GlobalScheduler, GroupLost, Placement, PlaceRequest
 from preble_jax.sched.cost import LinearCostModel
 from preble_jax.sched.placement import make_policy
 from preble_jax.sched.placement.base import slots_of
+from preble_jax.sched.step_fit import StepTotals
 from preble_jax.sched.window import Window
 
 PAGE_SIZE = 4
 
 
+@dataclass
 class Report:
-    num_waiting = 3
-    num_running = 2
+    num_waiting: int = 3
+    num_running: int = 2
 
 
 def make(num_groups: int = 3, **kwargs) -> GlobalScheduler:
@@ -85,6 +87,11 @@ REFUSED: list[tuple[type[PrebleError], Callable[[GlobalScheduler], object]]] = [
     (NotFoundError, lambda s: s.drain_group("9")),
     (NotFoundError, lambda s: s.load_report("9", Report(), 1.0)),
     (InvalidRequestError, lambda s: s.tick(math.nan)),
+    (InvalidRequestError, lambda s: s.load_report("0", Report(-5), 1.0)),
+    (InvalidRequestError, lambda s: s.load_report("0", Report(), 1.0, next_seq=-1)),
+    (InvalidRequestError, lambda s: s.load_report("0", Report(), 1.0, steps=StepTotals(1, 1, 1, math.nan))),
+    (InvalidRequestError, lambda s: s.load_report("0", Report(), 1.0, steps=StepTotals(1, -1, 1, 1.0))),
+    (InvalidRequestError, lambda s: s.finished("busy", 10**400, 0, 1.0)),
 ]
 
 

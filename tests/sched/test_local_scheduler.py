@@ -320,10 +320,12 @@ def test_generated_pages_serve_the_next_turn():
 
 def test_admission_leaves_running_requests_a_page_each():
     """One is one token short of its next page; another whose prompt would take the last page has to wait."""
-    scheduler = make_scheduler(num_pages=12)
+    scheduler = make_scheduler(num_pages=13, prefill_tokens=4)
     device = FakeDevice(scheduler)
-    scheduler.add(make_request("runs", [1] * 4 * PAGE, 8), 0.0)
-    device.step()
+    scheduler.add(make_request("runs", [1] * 4 * PAGE, 12), 0.0)
+    for _ in range(5):
+        device.step()
+    assert scheduler.cache.num_available == 8
     scheduler.add(make_request("comes", [2] * 8 * PAGE, 1), 0.0)
     device.run()
     assert scheduler.num_preemptions == 0

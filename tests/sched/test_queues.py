@@ -7,20 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preble_jax.config import QueueSettings
+from preble_jax.config import QueueSettings, TenantSettings
 from preble_jax.errors import ConfigError
 from preble_jax.request import Request
 from preble_jax.sampling_params import SamplingParams
 from preble_jax.sched.queues import make_queue
 from preble_jax.sched.queues.fcfs import FCFS
 from preble_jax.sched.queues.priority_groups import PriorityGroups
+from preble_jax.sched.queues.vtc import VTC
 from preble_jax.sched.sequence import Sequence
 
 POLICIES = ["dlpm", "fcfs", "lpm", "priority_groups", "vtc"]
 
 
-def waiting(order, num_tokens=100):
-    request = Request(request_id=str(order), prompt_token_ids=[0] * num_tokens, sampling=SamplingParams())
+def waiting(order, num_tokens=100, tenant="default"):
+    request = Request(
+        request_id=str(order), prompt_token_ids=[0] * num_tokens, tenant=tenant, sampling=SamplingParams()
+    )
     return Sequence(request, order, 16, 0.0, 0)
 
 
@@ -167,3 +170,20 @@ def test_removing_what_does_not_wait_is_an_error(policy):
 def test_unknown_policies_are_refused():
     with pytest.raises(ConfigError, match="expected dlpm, vtc, lpm, fcfs or priority_groups, got 'lifo'"):
         make_queue(QueueSettings(policy="lifo"))  # type: ignore[arg-type]
+
+
+def test_a_tenant_that_comes_and_goes_leaves_nothing_behind_in_vtc():
+    queue = VTC(TenantSettings())
+    queue.add(waiting(0))
+    ahead = waiting(1, tenant="ahead")
+    queue.add(ahead)
+    queue.served(ahead, 1000, 0)
+    queue.remove(ahead)
+    queue.finished(ahead)
+    for order in range(2, 1000):
+        sequence = waiting(order, tenant="ahead")
+        queue.add(sequence)
+        queue.remove(sequence)
+        queue.finished(sequence)
+    assert len(queue._idle) == 1
+    assert set(queue.deficits()) == {"default", "ahead"}

@@ -19,12 +19,15 @@ Where this goes beyond the paper:
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import islice
 
 from preble_jax.config import SchedSettings, TenantSettings
 from preble_jax.sched.assignment import Assignment
 from preble_jax.sched.messages import PolicyStats, TenantStats
 from preble_jax.sched.placement.base import Cluster, PlacementPolicy, Proposal, Query, affinity, slots_of
 from preble_jax.sched.placement.deficits import Deficits
+
+MAX_ROWS = 1_000
 
 
 class _Account:
@@ -63,8 +66,9 @@ class D2LPM(PlacementPolicy):
     ) -> None:
         account = self._accounts[assignment.tenant]  # not forgotten while something is outstanding
         account.num_outstanding -= 1
-        if assignment.group.state == "gone":
-            return
+        group = assignment.group
+        if group.state == "gone" or group.cursor.generation != assignment.generation:
+            return  # the process it was charged on has taken its deficits along
         computed = assignment.missed_tokens if failed else assignment.num_tokens - cached_tokens
         owed = self._tenants.service(computed - assignment.missed_tokens, output_tokens)
         account.deficits.add(assignment.group.slot, -owed)
@@ -89,6 +93,7 @@ class D2LPM(PlacementPolicy):
                 del self._accounts[tenant]
 
     def stats(self, cluster: Cluster) -> PolicyStats:
+        """Rows of the MAX_ROWS tenants that placed last: names are the clients' to invent."""
         rows = {
             tenant: TenantStats(
                 weight=account.weight,
@@ -97,9 +102,9 @@ class D2LPM(PlacementPolicy):
                 num_refills=account.deficits.num_refills,
                 refill_pressure=account.deficits.num_refills / max(account.num_placed, 1),
             )
-            for tenant, account in self._accounts.items()
+            for tenant, account in islice(reversed(self._accounts.items()), MAX_ROWS)
         }
-        return PolicyStats(counters={"tenants": len(rows)}, tenants=rows)
+        return PolicyStats(counters={"tenants": len(self._accounts)}, tenants=rows)
 
     def _account(self, tenant: str) -> _Account:
         account = self._accounts.get(tenant)

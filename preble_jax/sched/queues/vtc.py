@@ -33,7 +33,7 @@ class _Tenant:
     """counter: service received, over weight. rank: its place among those with requests waiting, None if it has none:
     of equal counters, the one whose earliest request came first goes first."""
 
-    __slots__ = ("counter", "name", "rank", "unfinished", "waiting", "weight")
+    __slots__ = ("counter", "idle_at", "name", "rank", "unfinished", "waiting", "weight")
 
     def __init__(self, name: str, weight: float) -> None:
         self.name = name
@@ -42,6 +42,7 @@ class _Tenant:
         self.waiting: Ordered[int, Sequence] = Ordered()  # by order
         self.unfinished: set[int] = set()  # orders of requests that wait or run
         self.rank: tuple[float, int] | None = None
+        self.idle_at: float | None = None  # the counter under which it was last put among the idle
 
 
 class VTC(QueuePolicy):
@@ -101,7 +102,8 @@ class VTC(QueuePolicy):
     def finished(self, sequence: Sequence) -> None:
         tenant = self._tenant(sequence)
         tenant.unfinished.discard(sequence.order)
-        if not tenant.unfinished:
+        if not tenant.unfinished and tenant.idle_at != tenant.counter:
+            tenant.idle_at = tenant.counter
             heapq.heappush(self._idle, (tenant.counter, tenant.name))
 
     def victim(self, running: Seq[Sequence]) -> Sequence:
@@ -145,5 +147,8 @@ class VTC(QueuePolicy):
                 return
             counter, name = heapq.heappop(self._idle)
             tenant = self._tenants.get(name)
-            if tenant is not None and not tenant.unfinished and tenant.counter == counter:
+            if tenant is None or tenant.idle_at != counter:
+                continue
+            tenant.idle_at = None
+            if not tenant.unfinished and tenant.counter == counter:
                 del self._tenants[name]
