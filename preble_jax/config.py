@@ -237,13 +237,17 @@ class TenantSettings:
     weights: (tenant, share) pairs; a tenant of weight 2 gets twice the service of one of weight 1 while both have
         requests waiting. Tenants that are not named have weight 1.
     extend_weight, output_weight: service units per prompt token that had to be computed, and per output token.
+    max_outstanding: requests of one tenant that the scheduler has placed and that have not ended; beyond it a request
+        is refused with a retry hint, whatever the policy. 0: no limit.
     """
 
     weights: tuple[tuple[str, float], ...] = ()
     extend_weight: float = 1.0
     output_weight: float = 2.0
+    max_outstanding: int = 0
 
     def __post_init__(self) -> None:
+        _require("tenants.max_outstanding", self.max_outstanding, 0)
         for tenant, weight in self.weights:
             if not 1e-6 <= weight <= 1e6:
                 raise ConfigError(f"tenants.weights: expected a number in [1e-6, 1e6] for {tenant!r}, got {weight}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 
 from preble_jax.config import SchedSettings, TenantSettings
 from preble_jax.errors import (
@@ -19,6 +20,7 @@ from preble_jax.errors import (
     InvalidRequestError,
     InvariantError,
     NotFoundError,
+    OverloadedError,
     PromptTooLongError,
 )
 from preble_jax.kv.events import EventBatch, Snapshot
@@ -63,7 +65,9 @@ class GlobalScheduler:
         self.page_size = page_size
         cost = cost or LinearCostModel.from_settings(settings)
         self._refinable = cost if settings.refine_costs and isinstance(cost, LinearCostModel) else None
-        self._policy = policy or make_policy(settings, cost, tenants or TenantSettings())
+        self._tenants = tenants or TenantSettings()
+        self._tenant_outstanding: Counter[str] = Counter()
+        self._policy = policy or make_policy(settings, cost, self._tenants)
         self._state = ClusterState(settings, page_size, cost)
         self._forest = self._state.forest
         self._groups = self._state.groups
@@ -122,7 +126,8 @@ class GlobalScheduler:
         """Chooses a group and records the assignment, optimistically the prompt's pages too.
 
         Raises InvalidRequestError (bad numbers, hashes that are no chain, an id that is still outstanding),
-        PromptTooLongError (more pages than any of these groups has) and GroupUnavailableError (none is up and allowed).
+        PromptTooLongError (more pages than any of these groups has), GroupUnavailableError (none is up and allowed) and
+        OverloadedError (the tenant has as many outstanding as it may).
         """
         now = self._time(now)
         check_request(request, self.page_size)
@@ -131,6 +136,7 @@ class GlobalScheduler:
                 f"request {request.request_id!r}: expected a new id, got one that is outstanding; report it "
                 "finished(failed=True) before a retry"
             )
+        self._check_tenant(request.tenant)
         eligible = self._eligible(request)
         self._now = now
         self._state.expire(now)
@@ -144,6 +150,7 @@ class GlobalScheduler:
         matched = next((tokens for mask, tokens in levels if mask >> slot & 1), 0)
         group = self._groups.at(slot)
         self._outstanding[request.request_id] = self._state.assign(query, found, group, matched, now)
+        self._tenant_outstanding[request.tenant] += 1
         group.decisions[decision] += 1
         group.totals["matched_tokens"] += matched
         return Placement(
@@ -195,7 +202,7 @@ class GlobalScheduler:
                 f"got {output_tokens} and {cached_tokens}"
             )
         self._now = now
-        del self._outstanding[request_id]
+        self._drop(request_id)
         self._state.ended(assignment)
         self._note_queue(assignment, queue_s, now)
         self._policy.finished(assignment, output_tokens, cached_tokens, failed, now)
@@ -330,6 +337,9 @@ class GlobalScheduler:
     def validate(self) -> None:
         """Raises InvariantError if the books do not add up. O(everything)."""
         self._state.validate()
+        tenants = Counter(assignment.tenant for assignment in self._outstanding.values())
+        if tenants != self._tenant_outstanding:
+            raise InvariantError(f"outstanding requests by tenant: kept {self._tenant_outstanding} != found {tenants}")
         for group in self._groups.by_name.values():
             mine = [a for a in self._outstanding.values() if a.group is group]
             kept = (group.num_outstanding, group.queued_tokens, group.decode_blocks)
@@ -364,6 +374,22 @@ class GlobalScheduler:
             )
         return eligible
 
+    def _check_tenant(self, tenant: str) -> None:
+        limit, outstanding = self._tenants.max_outstanding, self._tenant_outstanding[tenant]
+        if limit and outstanding >= limit:
+            raise OverloadedError(
+                f"tenant {tenant!r}: expected at most {limit} requests at a time (tenants.max_outstanding), got one "
+                "more; wait for one of them to end"
+            )
+
+    def _drop(self, request_id: str) -> Assignment:
+        """The request is outstanding no more."""
+        assignment = self._outstanding.pop(request_id)
+        self._tenant_outstanding[assignment.tenant] -= 1
+        if not self._tenant_outstanding[assignment.tenant]:
+            del self._tenant_outstanding[assignment.tenant]
+        return assignment
+
     def _get_outstanding(self, request_id: str) -> Assignment:
         assignment = self._outstanding.get(request_id)
         if assignment is None:
@@ -387,7 +413,7 @@ class GlobalScheduler:
                 break
             lost.append(request_id)
         for request_id in lost:
-            assignment = self._outstanding.pop(request_id)
+            assignment = self._drop(request_id)
             self._state.ended(assignment)
             assignment.group.totals["failed"] += 1
             self._policy.finished(assignment, 0, 0, True, now)

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracles.naive_forest import chain
-from preble_jax.config import SchedSettings
+from preble_jax.config import SchedSettings, TenantSettings
 from preble_jax.errors import (
     ConfigError,
     GroupUnavailableError,
     InvalidRequestError,
     InvariantError,
     NotFoundError,
+    OverloadedError,
     PrebleError,
     PromptTooLongError,
 )
@@ -361,3 +362,19 @@ def test_every_named_policy_is_made() -> None:
         "E2",
         "RoundRobin",
     }
+
+
+def test_a_tenant_has_no_more_outstanding_than_it_may() -> None:
+    scheduler = GlobalScheduler(SchedSettings(), PAGE_SIZE, tenants=TenantSettings(max_outstanding=2))
+    scheduler.add_group("0", 50, 1, 0.0)
+    for name in "ab":
+        scheduler.place(request(name), 0.0)
+    before = picture(scheduler)
+    with pytest.raises(OverloadedError, match="'default': expected at most 2 requests") as refused:
+        scheduler.place(request("c"), 0.0)
+    assert refused.value.retry_after_s > 0
+    assert picture(scheduler) == before
+    scheduler.place(replace(request("d"), tenant="other"), 0.0)
+    scheduler.finished("a", 1, 0, 1.0)
+    scheduler.place(request("c"), 1.0)
+    scheduler.validate()
