@@ -20,11 +20,11 @@ import statistics
 import time
 from pathlib import Path
 
+from preble_jax.bench.machine import processor
 from preble_jax.progress import NullProgress
 from preble_jax.sampling_params import SamplingParams
 from serve.client import AsyncClient
 from serve.cluster import Cluster
-from serve.profile import processor
 
 COMMON = {
     "engine.max_num_seqs": "4",

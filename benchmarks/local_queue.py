@@ -78,9 +78,10 @@ def run(policy: str, num_waiting: int, num_steps: int, num_tenants: int) -> dict
         planned.append(time.perf_counter() - start)
         cpu.append(time.thread_time() - start_cpu)
         assert plan is not None
-        tokens = [step] * len(plan.rows)
+        tokens = [[step]] * len(plan.rows)
         start = time.perf_counter()
-        outputs = scheduler.settle(plan, tokens, [0.0] * len(tokens), float(step))
+        scheduler.started(plan)
+        outputs = scheduler.settle(plan, tokens, [[0.0]] * len(tokens))
         settled.append(time.perf_counter() - start)
         finished += sum(output.finished for output in outputs)
         changed_steps += scheduler.cache.events.take() is not None

@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.table import Table
 from toolbench import OUTPUT_TOKENS, PAGE_SIZE, FakeGroup, prompts
 
+from preble_jax.bench.machine import processor
 from preble_jax.config import SchedSettings
 from preble_jax.kv.events import AllCleared
 from preble_jax.sched import GlobalScheduler, PlaceRequest
-from serve.profile import processor
 from serve.scheduler import collect_rarely
 
 ARRIVAL_GAP_S = 0.01

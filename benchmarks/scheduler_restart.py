@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from preble_jax.bench.machine import processor
 from preble_jax.errors import PrebleError
 from preble_jax.progress import NullProgress
 from preble_jax.sampling_params import SamplingParams
 from serve.client import AsyncClient
 from serve.cluster import Cluster
-from serve.profile import processor
 from serve.protos.preble.v1 import scheduler_pb2 as pb
 from serve.protos.preble.v1 import scheduler_pb2_grpc
 from serve.status import transport_errors

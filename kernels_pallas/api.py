@@ -1,38 +1,75 @@
-"""The calls the model makes; each backend answers them."""
+"""The calls the model makes. What every backend shares is done here and in `shared_prefix`; the rest is a backend's."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 import jax
+import jax.numpy as jnp
 
-from kernels_pallas import jnp_attention
-
-BACKENDS = ("jnp",)
-
-
-def resolve_backend(name: str, platform: str) -> str:
-    """The backend that serves `platform` ("cpu", "tpu", "gpu") when the setting is `name`.
-
-    Raises ValueError for a name that is neither "auto" nor a backend's.
-    """
-    if name == "auto":
-        return "jnp"
-    if name not in BACKENDS:
-        raise ValueError(
-            f"attention backend: expected auto or one of {', '.join(BACKENDS)}, got {name!r} on {platform}"
-        )
-    return name
+from kernels_pallas.backends import Schedule, load
+from kernels_pallas.families import SharedPrefixes
+from kernels_pallas.geometry import Geometry
+from kernels_pallas.shared_prefix import attend_with_families
 
 
-def write_kv(kv_pages: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) -> jax.Array:
+class StepSchedule(NamedTuple):
+    """A step's loops, computed once and handed to every layer. families: None for a step without `shared`."""
+
+    own: Schedule
+    families: Schedule | None
+
+
+def write_kv(
+    kv_pages: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    slots: jax.Array,
+    *,
+    kv_scales: jax.Array | None = None,
+    backend: str = "jnp",
+) -> jax.Array:
     """Writes a step's new keys and values into their pages; donate `kv_pages` and nothing is copied.
 
     k, v [T, Hkv, D]; slots [T] int32 = page * page_size + offset in the page. A slot past the last page is padding
-    and dropped. Returns the page array.
+    and dropped. kv_scales [2, Hkv] float32, for int8 and fp8 pages: what K and V are divided by. Returns the pages.
     """
-    return jnp_attention.write_kv(kv_pages, k, v, slots)
+    num_heads, in_a_page = kv_pages.shape[1], kv_pages.shape[2] * kv_pages.shape[4]
+    if k.shape != v.shape or k.ndim != 3 or k.shape[1] != num_heads or 2 * k.shape[2] != in_a_page:
+        raise ValueError(
+            f"write_kv: expected k and v of shape [T, {num_heads}, {in_a_page // 2}] for pages {kv_pages.shape}, got "
+            f"{k.shape} and {v.shape}"
+        )
+    if slots.shape != k.shape[:1] or slots.dtype != jnp.int32:
+        raise ValueError(f"slots: expected int32 {k.shape[:1]}, one a token, got {slots.dtype} {slots.shape}")
+    if kv_scales is not None:
+        _check_scales(kv_scales, num_heads)
+        k, v = (x.astype(jnp.float32) / kv_scales[i][None, :, None] for i, x in enumerate((k, v)))
+    return load(backend).write_kv(kv_pages, k, v, slots)
+
+
+def make_schedule(
+    cu_q_lens: jax.Array,
+    kv_lens: jax.Array,
+    num_seqs: jax.Array,
+    *,
+    geometry: Geometry,
+    shared: SharedPrefixes | None = None,
+    backend: str = "jnp",
+) -> StepSchedule:
+    """What `paged_attention` would compute for itself in every layer. Arguments as there; a layer with a sliding
+    window takes a schedule made without `shared`, because it reads its keys without families."""
+    backend_ = load(backend)
+    if shared is None:
+        starts = jnp.zeros_like(kv_lens)
+        return StepSchedule(backend_.make_schedule(cu_q_lens, starts, kv_lens, num_seqs, geometry=geometry), None)
+    shared = SharedPrefixes(*map(jnp.asarray, shared))
+    own = backend_.make_schedule(cu_q_lens, shared.own_starts, kv_lens, num_seqs, geometry=geometry)
+    families = backend_.make_schedule(
+        shared.cu_q_lens, shared.kv_starts, shared.kv_lens, shared.num_families, geometry=shared.geometry(geometry)
+    )
+    return StepSchedule(own, families)
 
 
 @overload
@@ -46,6 +83,11 @@ def paged_attention(
     *,
     num_decode_slots: int = ...,
     sm_scale: float | None = ...,
+    sliding_window: int | None = ...,
+    soft_cap: float | None = ...,
+    kv_scales: jax.Array | None = ...,
+    shared: SharedPrefixes | None = ...,
+    schedule: StepSchedule | None = ...,
     return_lse: Literal[False] = ...,
     backend: str = ...,
 ) -> jax.Array: ...
@@ -60,6 +102,11 @@ def paged_attention(
     *,
     num_decode_slots: int = ...,
     sm_scale: float | None = ...,
+    sliding_window: int | None = ...,
+    soft_cap: float | None = ...,
+    kv_scales: jax.Array | None = ...,
+    shared: SharedPrefixes | None = ...,
+    schedule: StepSchedule | None = ...,
     return_lse: Literal[True],
     backend: str = ...,
 ) -> tuple[jax.Array, jax.Array]: ...
@@ -73,28 +120,104 @@ def paged_attention(
     *,
     num_decode_slots: int = 0,
     sm_scale: float | None = None,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    kv_scales: jax.Array | None = None,
+    shared: SharedPrefixes | None = None,
+    schedule: StepSchedule | None = None,
     return_lse: bool = False,
     backend: str = "jnp",
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Causal attention of a ragged batch over pages that already hold the step's own keys and values.
 
     q          [T, Hq, D]            the batch's tokens, sequence after sequence, padded at the end
-    kv_pages   one layer's pages     made by a `PageLayout`; bfloat16 or float32
+    kv_pages   one layer's pages     made by a `PageLayout` for the same backend
     page_table [S, pages_per_seq]    int32; entry j of a row covers keys j * page_size and on
     cu_q_lens  [S + 1]               int32; sequence s owns tokens cu_q_lens[s] : cu_q_lens[s + 1]
     kv_lens    [S]                   int32; keys of the sequence, its own new ones too: the last query sees all
     num_seqs   [1]                   int32; rows from there on are ignored
+    kv_scales  [2, Hkv]              float32, with int8 and fp8 pages: what stored keys and values are multiplied by
 
     num_decode_slots (static): the first so many sequences own exactly one token each, token i being sequence i's; a
     slot with kv_lens 0 is empty. They take a path without query tiles.
+    sliding_window (static): a query sees so many keys, its own included. soft_cap (static): scores become
+    soft_cap * tanh(scores / soft_cap). sm_scale (static): default 1 / sqrt(D).
+    shared: the step's families (`FamilyPlanner`): their pages are read once a family, with the same result. A
+    layer with a sliding window reads without it.
+    schedule: of `make_schedule` for the same arrays, so that layers need not compute it again.
 
     Returns out [T, Hq, D] in q's dtype and, when asked, lse [T, Hq] float32: the natural logarithm of the sum of
     exp(scores). A query that sees no key gets zeros and -inf. Tokens past the last sequence are undefined but finite.
+    Raises ValueError, when traced, for shapes that do not fit together and for what the backend cannot serve.
     """
-    scale = 1.0 / math.sqrt(q.shape[-1]) if sm_scale is None else sm_scale
-    if backend != "jnp":
-        raise ValueError(f"attention backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    out, lse = jnp_attention.paged_attention(
-        q, kv_pages, page_table, cu_q_lens, kv_lens, num_seqs, num_decode_slots=num_decode_slots, sm_scale=scale
+    geometry = Geometry.from_arrays(q, kv_pages, page_table, num_decode_slots=num_decode_slots)
+    _check_lengths(geometry, cu_q_lens, kv_lens, num_seqs, page_table)
+    _check_numbers(sm_scale, sliding_window, soft_cap)
+    if geometry.quantised != (kv_scales is not None):
+        raise ValueError(
+            f"kv_scales: expected {'scales' if geometry.quantised else 'none'} with {geometry.page_dtype} pages, got "
+            f"{'none' if kv_scales is None else 'scales'}"
+        )
+    backend_ = load(backend)
+    backend_.check(geometry, sliding_window=sliding_window, soft_cap=soft_cap)
+    families = None if shared is None or sliding_window else SharedPrefixes(*map(jnp.asarray, shared))
+    if schedule is None:
+        schedule = make_schedule(cu_q_lens, kv_lens, num_seqs, geometry=geometry, shared=families, backend=backend)
+    elif (schedule.families is None) != (families is None):
+        raise ValueError("schedule: expected one made with the same `shared`, and without it where a window is set")
+    queries = q
+    if kv_scales is not None:
+        _check_scales(kv_scales, geometry.num_kv_heads)
+        k_scale, v_scale = (jnp.repeat(scale, geometry.group)[None, :, None] for scale in kv_scales)
+        queries = (q.astype(jnp.float32) * k_scale).astype(q.dtype)
+    out, lse = attend_with_families(
+        backend_,
+        queries,
+        kv_pages,
+        page_table,
+        cu_q_lens,
+        kv_lens,
+        num_seqs,
+        schedule.own,
+        schedule.families,
+        families,
+        geometry=geometry,
+        sm_scale=1.0 / math.sqrt(geometry.head_dim) if sm_scale is None else sm_scale,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
     )
+    if kv_scales is not None:
+        out = out * v_scale
+    out = out.astype(q.dtype)
     return (out, lse) if return_lse else out
+
+
+def _check_lengths(
+    geometry: Geometry, cu_q_lens: jax.Array, kv_lens: jax.Array, num_seqs: jax.Array, page_table: jax.Array
+) -> None:
+    seqs = geometry.num_seqs
+    for name, array, shape in (
+        ("cu_q_lens", cu_q_lens, (seqs + 1,)),
+        ("kv_lens", kv_lens, (seqs,)),
+        ("num_seqs", num_seqs, (1,)),
+        ("page_table", page_table, (seqs, geometry.pages_per_seq)),
+    ):
+        if array.shape != shape or array.dtype != jnp.int32:
+            raise ValueError(f"{name}: expected int32 {shape}, got {array.dtype} {array.shape}")
+
+
+def _check_numbers(sm_scale: float | None, sliding_window: int | None, soft_cap: float | None) -> None:
+    if sm_scale is not None and not (math.isfinite(sm_scale) and sm_scale > 0):
+        raise ValueError(f"sm_scale: expected a positive number or None, got {sm_scale}")
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window: expected at least 1 key or None, got {sliding_window}")
+    if soft_cap is not None and not (math.isfinite(soft_cap) and soft_cap > 0):
+        raise ValueError(f"soft_cap: expected a positive number or None, got {soft_cap}")
+
+
+def _check_scales(kv_scales: jax.Array, num_kv_heads: int) -> None:
+    if kv_scales.shape != (2, num_kv_heads) or kv_scales.dtype != jnp.float32:
+        raise ValueError(
+            f"kv_scales: expected float32 {(2, num_kv_heads)}, for K and V a scale for each key head, got "
+            f"{kv_scales.dtype} {kv_scales.shape}"
+        )

@@ -13,6 +13,7 @@ from typing import Literal
 from preble_jax.errors import ConfigError
 
 Dtype = Literal["bfloat16", "float32"]
+WeightFormat = Literal["native", "int8"]
 
 
 def _require(key: str, value: float, low: float, high: float = math.inf) -> None:
@@ -26,11 +27,15 @@ def _require(key: str, value: float, low: float, high: float = math.inf) -> None
 class ModelSettings:
     """name: registry name, Hugging Face folder, .gguf file or Orbax folder.
 
+    dtype: what is computed in.
+    weight_format: "native" keeps matrices in `dtype`; "int8" in 8 bits, with a scale for each output channel: half the
+        memory of bfloat16, for tokens that differ now and then (docs/performance.md says how often).
     max_model_len: tokens of prompt and output; 0 takes the model's own context.
     """
 
     name: str = "smollm2-135m-instruct"
     dtype: Dtype = "bfloat16"
+    weight_format: WeightFormat = "native"
     max_model_len: int = 0
 
     def __post_init__(self) -> None:
@@ -39,17 +44,31 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class KVSettings:
-    """num_pages: 0 sizes the pool from `memory_gib`. prefix_cache: keep and share pages between requests."""
+    """num_pages: 0 sizes the pool from `memory_gib`. prefix_cache: keep and share pages between requests.
+
+    memory_gib: of one device, for pages; "auto": from what is free there when the weights have been read, and never
+        more than the running sequences can hold.
+    memory_fraction: share of the free memory that "auto" takes. "auto" itself: 0.9 on accelerators; 0.5 on the CPU, up
+        to 2 GiB (more only when it is asked for, because clearing the pages takes part of every start).
+    memory_sharers: engines that size their pages from the same free memory: on the CPU each takes its part of the
+        fraction. 0: `serve.groups` in a worker, 1 otherwise.
+    """
 
     page_size: int = 16
     num_pages: int = 0
-    memory_gib: float = 2.0
+    memory_gib: float | Literal["auto"] = "auto"
+    memory_fraction: float | Literal["auto"] = "auto"
+    memory_sharers: int = 0
     prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         _require("kv.page_size", self.page_size, 1)
         _require("kv.num_pages", self.num_pages, 0)
-        _require("kv.memory_gib", self.memory_gib, 0)
+        _require("kv.memory_sharers", self.memory_sharers, 0)
+        if self.memory_gib != "auto":
+            _require("kv.memory_gib", self.memory_gib, 0)
+        if self.memory_fraction != "auto":
+            _require("kv.memory_fraction", self.memory_fraction, 0.01, 0.99)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +80,10 @@ class EngineSettings:
     prefill_buckets: padded prompt tokens of a step; the largest is the step's prompt-token budget.
     max_prefill_seqs: prompt chunks in one step.
     attention: "auto" picks by platform; "jnp" forces the reference.
+    shared_prefix: cached pages that several sequences of a step share are read once for all of them, where it pays.
+    decode_steps: tokens that running requests may be given in one go while nobody waits; 1: never more than one.
+    max_dispatch_s: seconds that a new request may find the device busy with such tokens; the number of them is kept
+        below it, by the measured time of a step.
     """
 
     max_num_seqs: int = 64
@@ -68,9 +91,14 @@ class EngineSettings:
     prefill_buckets: tuple[int, ...] = (128, 512)
     max_prefill_seqs: int = 8
     attention: str = "auto"
+    shared_prefix: bool = True
+    decode_steps: int = 8
+    max_dispatch_s: float = 0.05
 
     def __post_init__(self) -> None:
         _require("engine.max_num_seqs", self.max_num_seqs, 1)
+        _require("engine.decode_steps", self.decode_steps, 1)
+        _require("engine.max_dispatch_s", self.max_dispatch_s, 0)
         _require("engine.max_prefill_seqs", self.max_prefill_seqs, 1)
 
 

@@ -24,6 +24,7 @@ from preble_jax.cost_file import read_costs
 from preble_jax.errors import ConfigError, PrebleError
 
 DEFAULT_CONFIG = "local"
+OFFLINE_CONFIG = "offline"
 _PREFIX = "--config."
 
 
@@ -296,7 +297,7 @@ def _pairs_of(value: object) -> Iterator[tuple[object, object]]:
 def _describe(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
-        return "one of " + ", ".join(str(choice) for choice in arguments)
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(str(choice) for choice in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(argument) for argument in arguments)
     if _is_mapping(annotation):

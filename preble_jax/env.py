@@ -1,7 +1,8 @@
 """The one place that reads environment variables.
 
-PREBLE_HOME    folder for everything that is fetched once and kept (models, compiled programs);
-               default: `preble-jax` in the platform's cache folder
+PREBLE_HOME       folder for everything that is fetched once and kept (models, compiled programs);
+                  default: `preble-jax` in the platform's cache folder
+PREBLE_ATTENTION  attention backend, before `engine.attention` of the configuration
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ def cache_dir() -> Path:
     if home:
         return Path(home).expanduser().absolute()
     return _platform_cache_dir() / "preble-jax"
+
+
+def attention_backend(configured: str) -> str:
+    """The attention backend's name, or "auto": what the environment says, or else the configuration."""
+    return os.environ.get("PREBLE_ATTENTION") or configured
 
 
 def child_environment(overrides: Mapping[str, str]) -> dict[str, str]:

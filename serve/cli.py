@@ -115,6 +115,15 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each kind; the median counts")
 
 
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["engine"], help="engine: one device group in this process, without a network")
+    workloads = "names (docs/performance.md lists them) or .json files; default: all that have names"
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=workloads)
+    parser.add_argument("--seed", type=int, default=0, help="of the named workloads' prompts")
+    parser.add_argument("--rounds", type=int, default=3, help="of each workload, from an empty prefix cache")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured here")
+
+
 def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="default: the configured model")
 
@@ -124,6 +133,8 @@ _COMMANDS: Mapping[str, _Command] = {
     "demo": _Command(commands.demo, "Start a cluster, send it 24 requests, show what happened.", _demo_arguments),
     "chat": _Command(commands.chat, "Talk to a running cluster.", _chat_arguments),
     "profile": _Command(commands.profile, "Measure what work costs on this machine.", _profile_arguments),
+    "bench": _Command(commands.bench, "Measure an engine's speed on this machine.", _bench_arguments),
+    "compile": _Command(commands.compile_programs, "Compile a deployment's programs, so that it starts faster."),
     "fetch": _Command(commands.fetch, "Fetch a model and print where it is.", _fetch_arguments),
     "scheduler": _Command(commands.scheduler, "Run a global scheduler.", _process_arguments),
     "worker": _Command(commands.worker, "Run the worker of one device group.", _worker_arguments),

@@ -7,10 +7,11 @@ import asyncio
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from preble_jax.config import Config
-from preble_jax.config_files import load_config
+from preble_jax.config_files import OFFLINE_CONFIG, load_config
 from preble_jax.errors import GroupUnavailableError
 
 WATCH_S = 0.5
@@ -30,7 +31,7 @@ def worker(arguments: argparse.Namespace) -> int:
     from serve.cores import pin_to_cores
     from serve.transport import require_free_port
 
-    config = _begin(arguments)
+    config = _as_worker(_begin(arguments))
     port = config.serve.worker_port if arguments.port is None else arguments.port
     require_free_port(config.serve.host, port, "serve.worker_port")  # before minutes of reading and compiling
     if arguments.cores:
@@ -133,8 +134,22 @@ def chat(arguments: argparse.Namespace) -> int:
 def profile(arguments: argparse.Namespace) -> int:
     from serve.profile import run_profile
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = _as_worker(load_config(arguments.config, arguments.overrides))
     return run_profile(config, arguments.output, arguments.cores, arguments.rounds)
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    from serve.bench import run_bench
+
+    config = load_config(arguments.config or OFFLINE_CONFIG, arguments.overrides)
+    return run_bench(config, arguments.workloads, arguments.seed, arguments.rounds, arguments.json)
+
+
+def compile_programs(arguments: argparse.Namespace) -> int:
+    """Named so because `compile` is a builtin."""
+    from serve.precompile import run_compile
+
+    return run_compile(_as_worker(load_config(arguments.config, arguments.overrides)))
 
 
 def fetch(arguments: argparse.Namespace) -> int:
@@ -153,6 +168,13 @@ def _begin(arguments: argparse.Namespace) -> Config:
     if arguments.exit_with_parent:
         exit_with_parent()
     return load_config(arguments.config, arguments.overrides)
+
+
+def _as_worker(config: Config) -> Config:
+    """All workers of a deployment on one machine size their pages from the same memory."""
+    if config.kv.memory_sharers:
+        return config
+    return replace(config, kv=replace(config.kv, memory_sharers=config.serve.groups))
 
 
 def _scheduler_address(arguments: argparse.Namespace, config: Config) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from preble_jax.bench.machine import num_cores, processor
 from preble_jax.config import Config
 from preble_jax.cost_file import write_costs
 from preble_jax.progress import make_progress
@@ -63,15 +63,6 @@ def _circumstances(config: Config, profile: Profile, num_rounds: int) -> dict[st
         "model": config.model.name,
         "dtype": config.model.dtype,
         "devices": profile.devices,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": num_cores(),
         "machine": f"{platform.machine()}, {processor()}",
     }
-
-
-def processor() -> str:
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

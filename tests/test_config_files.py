@@ -63,6 +63,8 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     [
         ("kv.page_size", "32", 32),
         ("kv.memory_gib", "1", 1.0),
+        ("kv.memory_gib", "auto", "auto"),
+        ("kv.memory_fraction", "0.25", 0.25),
         ("kv.prefix_cache", "false", False),
         ("kv.prefix_cache", "True", True),
         ("model.name", "/models/llama", "/models/llama"),
@@ -91,8 +93,8 @@ def test_text_is_read_as_the_settings_type(key: str, text: str, value: object) -
         ("kv.page_size", "a lot", "an integer"),
         ("kv.page_size", 1.5, "an integer"),
         ("kv.page_size", True, "an integer"),
-        ("kv.memory_gib", "nan", "a finite number"),
-        ("kv.memory_gib", 10**400, "a finite number"),
+        ("kv.memory_gib", "nan", "a finite number or auto"),
+        ("kv.memory_gib", 10**400, "a finite number or auto"),
         ("kv.prefix_cache", "perhaps", "true or false"),
         ("kv.prefix_cache", 1, "true or false"),
         ("model.name", 3, "a string"),
@@ -155,7 +157,7 @@ def test_a_broken_file_is_a_config_error(tmp_path: Path, body: str, message: str
 
 @pytest.mark.parametrize("name", ["lokal", "configs/missing.py"])
 def test_a_missing_config_lists_the_shipped_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"local, single_group"):
+    with pytest.raises(ConfigError, match=r"local, offline, single_group"):
         load_config(name)
 
 

@@ -40,3 +40,12 @@ def test_child_environment_adds_and_replaces(monkeypatch: pytest.MonkeyPatch) ->
     child = env.child_environment({"PREBLE_TEST_A": "2", "PREBLE_TEST_B": "3"})
     assert (child["PREBLE_TEST_A"], child["PREBLE_TEST_B"]) == ("2", "3")
     assert "PATH" in child
+
+
+def test_the_attention_backend_of_the_environment_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREBLE_ATTENTION", raising=False)
+    assert env.attention_backend("auto") == "auto"
+    monkeypatch.setenv("PREBLE_ATTENTION", "jnp")
+    assert env.attention_backend("auto") == "jnp"
+    monkeypatch.setenv("PREBLE_ATTENTION", "")
+    assert env.attention_backend("tpu") == "tpu"

@@ -21,7 +21,10 @@ OWN = ("preble_jax", "kernels_pallas", "serve", "configs")
 # Plain data and small services that every room of preble_jax may use.
 COMMON = frozenset(
     f"preble_jax.{name}"
-    for name in ("config", "config_files", "cost_file", "env", "errors", "progress", "request", "sampling_params")
+    for name in (
+        *("config", "config_files", "cost_file", "env", "errors", "host_memory", "progress", "request"),
+        "sampling_params",
+    )
 )
 ARRAYS = frozenset({"jax", "jaxlib", "numpy", "flax"})
 # Sockets, threads, processes and clocks: what a machine of events has handed to it instead.
@@ -53,13 +56,16 @@ ROOMS = {
     "preble_jax.kv.device": Rule(own=COMMON | {"kernels_pallas"}, third_party=ARRAYS),
     "preble_jax.sched": Rule(own=COMMON | {"preble_jax.kv"}, no_stdlib=OUTSIDE_WORLD),
     "preble_jax.engine": Rule(
-        own=COMMON | {"preble_jax.model", "preble_jax.kv", "preble_jax.sched"}, third_party=ARRAYS
+        own=COMMON | {"kernels_pallas", "preble_jax.model", "preble_jax.kv", "preble_jax.sched"}, third_party=ARRAYS
     ),
     "preble_jax.sim": Rule(own=COMMON | {"preble_jax.sched", "preble_jax.kv"}, third_party=frozenset({"numpy"})),
     # Beside the engine: what a frontend does for a client (tokens, text, salts) happens here too.
     "preble_jax.batch": Rule(
         own=COMMON | {"preble_jax.model", "preble_jax.engine", "preble_jax.kv.hashing", "serve.client"},
         third_party=frozenset({"numpy"}),
+    ),
+    "preble_jax.bench": Rule(
+        own=COMMON | {"preble_jax.engine", "preble_jax.kv", "preble_jax.sched"}, third_party=ARRAYS
     ),
     # The common modules and the package's own public face.
     "preble_jax": Rule(own=COMMON | {"preble_jax.batch"}, third_party=frozenset({"ml_collections", "rich"})),

@@ -165,6 +165,7 @@ class LLM:
         finally:
             for request_id in running:  # an interrupted batch leaves nothing behind
                 self.engine.cancel(request_id)
+            self.engine.drain()
         return [job.completed for job in jobs]
 
     def _feed(self, waiting: Any, running: dict[str, _Job]) -> None:
@@ -191,14 +192,18 @@ class _Job:
     def take(self, output: RequestOutput) -> bool:
         """Adds new tokens. True when a stop string ended the text before the engine ended the request."""
         completed = self.completed
-        completed.token_ids += output.token_ids
+        num_new = len(output.token_ids)
+        if self.text is not None:
+            before = self.text.num_tokens
+            self.text.push(output.token_ids)
+            num_new = self.text.num_tokens - before  # none after the one that completed a stop string
+        completed.token_ids += output.token_ids[:num_new]
         completed.finish_reason = output.finish_reason
         completed.cached_tokens = output.cached_tokens
         if completed.logprobs is not None:
-            completed.logprobs += output.logprobs
+            completed.logprobs += output.logprobs[:num_new]
         if self.text is None:
             return False
-        self.text.push(output.token_ids)
         stopped = self.text.stopped and output.finish_reason is None
         if self.text.stopped:
             completed.finish_reason = "stop"

@@ -1,78 +1,221 @@
-"""A step plan as the arrays the compiled step takes. Host work only, numpy."""
+"""A step plan as the arrays the compiled step takes. Host work only, numpy.
+
+What belongs to a sequence and stays (its page table row, its sampling settings) is kept in tables with a row a slot and
+brought up to date where it has changed; a step copies the rows it needs. Apart from prompt chunks nothing here is done
+token by token, and nothing is done page by page.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import numpy as np
 
+from kernels_pallas import SharedPrefixes
+from kernels_pallas.families import FamilyPlanner
+from preble_jax.engine.packing import Packing
 from preble_jax.engine.shapes import StepShape
 from preble_jax.model.decoder import StepArrays
-from preble_jax.model.sampling import SamplingArrays
-from preble_jax.sched.sequence import PlannedRow, StepPlan
+from preble_jax.model.sampling import HostOrDeviceArray, SamplingArrays
+from preble_jax.sched.sequence import PlannedRow, Sequence, StepPlan
 
+MAX_STOP_IDS = 8  # that the device looks for; the host knows them all
 _HOTTEST = 1e30  # uniform over the vocabulary long before; stays a float32
 
 
+class StepInput(NamedTuple):
+    """All that a compiled step takes from the host. S sequences, num_slots slots.
+
+    step: the ragged batch. A token id of -1 is the last token of its sequence's slot, which only the device knows yet.
+    sampling: settings of each sequence.
+    slots [S] int32: where the step's token of each sequence is kept for the next one; num_slots: nowhere.
+    steps_left [S] int32: tokens that a decoding sequence makes at most. num_steps [1] int32: steps to be run.
+    stop_ids [S, MAX_STOP_IDS] int32: token ids after which a decoding sequence makes no more; -1 fills up.
+    """
+
+    step: StepArrays
+    sampling: SamplingArrays
+    slots: HostOrDeviceArray
+    steps_left: HostOrDeviceArray
+    num_steps: HostOrDeviceArray
+    stop_ids: HostOrDeviceArray
+
+
+class _Families(NamedTuple):
+    """Of the last step in which nothing but decoding was done; shape None: no such step counts any more."""
+
+    shape: StepShape | None
+    slots: bytes
+    shared: SharedPrefixes
+
+
 class ArrayBuilder:
-    """num_pages, page_size: of the pool. pages_per_seq: columns of the page table."""
+    """num_pages, page_size: of the pool. pages_per_seq: columns of the page table. num_slots: of running sequences.
+    families: finds who shares cached pages; None: every sequence reads its own."""
 
-    def __init__(self, num_pages: int, page_size: int, pages_per_seq: int) -> None:
+    def __init__(
+        self, num_pages: int, page_size: int, pages_per_seq: int, num_slots: int, families: FamilyPlanner | None = None
+    ) -> None:
         self._page_size = page_size
+        self._families = families
+        self._decode_families = _Families(None, b"", SharedPrefixes.empty(num_tokens=1, num_seqs=1))
         self._pages_per_seq = pages_per_seq
-        self._no_slot = num_pages * page_size
+        self.no_kv_slot = num_pages * page_size
+        self.num_slots = num_slots
+        self._page_table = np.zeros((num_slots, pages_per_seq), np.int32)
+        self._sampling = SamplingArrays.greedy(num_slots)
+        self._stop_ids = np.full((num_slots, MAX_STOP_IDS), -1, np.int32)
+        self._packings: dict[StepShape, Packing] = {}
 
-    def build(self, plan: StepPlan, shape: StepShape) -> tuple[StepArrays, SamplingArrays]:
-        """Unused decode slots have no keys, unused tokens no slot, unused sequences no tokens."""
-        step = self._empty(shape)
-        settings = SamplingArrays.greedy(shape.num_seqs)
-        for index, row in enumerate(plan.decode):
-            self._fill(step, settings, row, index, index)
-        token = shape.num_decode_slots
-        for index, row in enumerate(plan.prefill, shape.num_decode_slots):
-            self._fill(step, settings, row, index, token)
+    def packing(self, shape: StepShape) -> Packing:
+        """How the arrays of such steps lie in the vector that travels."""
+        found = self._packings.get(shape)
+        if found is None:
+            found = self._packings[shape] = Packing(self._example(shape))
+        return found
+
+    def build(self, plan: StepPlan, shape: StepShape) -> np.ndarray:
+        """The step's vector. Unused decode slots have no keys, unused tokens no slot, unused sequences no tokens."""
+        for row in plan.rows:
+            pages = row.sequence.pages
+            assert pages is not None
+            if pages.num_unchanged < len(pages.pages):
+                self._refresh(row.sequence)
+        packed, arrays = self.packing(shape).new()
+        arrays.step.slots.fill(self.no_kv_slot)
+        arrays.slots.fill(self.num_slots)
+        arrays.num_steps[0] = plan.num_steps
+        index = self.index(plan, shape)
+        slots = _ints(row.sequence.slot for row in plan.rows)
+        self._fill_sequences(arrays, plan.rows, index, slots)
+        self._fill_decode(arrays, plan.decode, slots[: len(plan.decode)])
+        self._fill_prefill(arrays.step, plan.prefill, shape)
+        if self._families is not None:
+            self._fill_families(self._families, arrays.step, plan, shape, slots)
+        return packed
+
+    def index(self, plan: StepPlan, shape: StepShape) -> np.ndarray:
+        """Where among the step's sequences the rows of the plan are, in `plan.rows`' order."""
+        index = np.arange(len(plan.decode) + len(plan.prefill))
+        index[len(plan.decode) :] += shape.num_decode_slots - len(plan.decode)
+        return index
+
+    def _refresh(self, sequence: Sequence) -> None:
+        """Brings the tables' row of a sequence up to date."""
+        pages, slot = sequence.pages, sequence.slot
+        assert pages is not None
+        if pages.num_unchanged == 0:  # it has just got the slot
+            self._decode_families = self._decode_families._replace(shape=None)
+            sampling, stop_ids = sequence.request.sampling, sorted(sequence.request.stop_token_ids)[:MAX_STOP_IDS]
+            self._sampling.temperature[slot] = min(sampling.temperature, _HOTTEST)
+            self._sampling.top_k[slot] = sampling.top_k
+            self._sampling.top_p[slot] = sampling.top_p
+            self._sampling.min_p[slot] = sampling.min_p
+            self._sampling.seed[slot] = sequence.seed
+            self._stop_ids[slot] = -1
+            self._stop_ids[slot, : len(stop_ids)] = stop_ids
+        self._page_table[slot, pages.num_unchanged : len(pages.pages)] = pages.pages[pages.num_unchanged :]
+        pages.num_unchanged = len(pages.pages)
+
+    def _fill_sequences(
+        self, arrays: StepInput, rows: tuple[PlannedRow, ...], index: np.ndarray, slots: np.ndarray
+    ) -> None:
+        """What decoding and computing prompts have in common."""
+        num_made = _ints(row.num_made for row in rows)
+        arrays.slots[index] = slots
+        arrays.steps_left[index] = num_made
+        arrays.stop_ids[index] = self._stop_ids[slots]
+        arrays.step.page_table[index] = self._page_table[slots]
+        # Rows that make no token are greedy: drawing would cost, and nobody would look at it.
+        arrays.sampling.temperature[index] = self._sampling.temperature[slots] * (num_made > 0)
+        arrays.sampling.top_k[index] = self._sampling.top_k[slots]
+        arrays.sampling.top_p[index] = self._sampling.top_p[slots]
+        arrays.sampling.min_p[index] = self._sampling.min_p[slots]
+        arrays.sampling.seed[index] = self._sampling.seed[slots]
+        arrays.sampling.num_made[index] = _ints(row.sequence.num_output for row in rows)
+
+    def _fill_decode(self, arrays: StepInput, rows: tuple[PlannedRow, ...], slots: np.ndarray) -> None:
+        step, count = arrays.step, len(rows)
+        positions = _ints(row.start for row in rows)
+        step.token_ids[:count] = _ints(-1 if row.sequence.num_pending else row.sequence.tokens[-1] for row in rows)
+        step.positions[:count] = positions
+        pages = self._page_table[slots, positions // self._page_size]
+        step.slots[:count] = pages * self._page_size + positions % self._page_size
+        step.kv_lens[:count] = positions + 1
+
+    def _fill_prefill(self, step: StepArrays, rows: tuple[PlannedRow, ...], shape: StepShape) -> None:
+        first = shape.num_decode_slots
+        step.cu_q_lens[: first + 1] = np.arange(first + 1)
+        step.last_token[:first] = step.cu_q_lens[:first]
+        token = first
+        for index, row in enumerate(rows, first):
+            stop = row.start + row.num_tokens
+            positions = np.arange(row.start, stop, dtype=np.int32)
+            here = slice(token, token + row.num_tokens)
+            step.token_ids[here] = row.sequence.tokens[row.start : stop]
+            step.positions[here] = positions
+            pages = step.page_table[index, positions // self._page_size]
+            step.slots[here] = pages * self._page_size + positions % self._page_size
+            step.kv_lens[index] = stop
             token += row.num_tokens
             step.cu_q_lens[index + 1] = token
-        step.cu_q_lens[shape.num_decode_slots + len(plan.prefill) + 1 :] = token
-        step.num_seqs[0] = shape.num_decode_slots + len(plan.prefill)
-        return step, settings
+            step.last_token[index] = token - 1
+        step.cu_q_lens[first + len(rows) + 1 :] = token
+        step.num_seqs[0] = first + len(rows)
 
-    def rows(self, plan: StepPlan, shape: StepShape) -> np.ndarray:
-        """Where in the step's results the rows of the plan are, in `plan.rows`' order."""
-        prefill = shape.num_decode_slots + np.arange(len(plan.prefill))
-        return np.concatenate([np.arange(len(plan.decode)), prefill]).astype(np.int64)
+    def _fill_families(
+        self, planner: FamilyPlanner, step: StepArrays, plan: StepPlan, shape: StepShape, slots: np.ndarray
+    ) -> None:
+        """Who shares cached pages. It is the same at every step in which the same sequences decode: pages they come to
+        later are their own."""
+        last, key = self._decode_families, slots.tobytes()
+        if not plan.prefill and (last.shape, last.slots) == (shape, key):
+            shared = last.shared
+        else:
+            shared = planner.plan(
+                step.page_table,
+                step.cu_q_lens,
+                step.kv_lens,
+                num_decode_slots=shape.num_decode_slots,
+                num_tokens=shape.num_tokens,
+            )
+            if not plan.prefill:
+                self._decode_families = _Families(shape, key, shared)
+        assert step.shared is not None
+        for field, values in zip(step.shared, shared, strict=True):
+            np.copyto(field, values)
 
-    def _empty(self, shape: StepShape) -> StepArrays:
-        def zeros(*size: int) -> np.ndarray:
-            return np.zeros(size, np.int32)
+    def _example(self, shape: StepShape) -> StepInput:
+        def ints(*size: int) -> np.ndarray:
+            return np.empty(size, np.int32)
 
-        cu_q_lens = np.minimum(np.arange(shape.num_seqs + 1, dtype=np.int32), shape.num_decode_slots)
-        return StepArrays(
-            token_ids=zeros(shape.num_tokens),
-            positions=zeros(shape.num_tokens),
-            slots=np.full(shape.num_tokens, self._no_slot, np.int32),
-            page_table=zeros(shape.num_seqs, self._pages_per_seq),
-            cu_q_lens=cu_q_lens,
-            kv_lens=zeros(shape.num_seqs),
-            num_seqs=zeros(1),
-            last_token=zeros(shape.num_seqs),
+        num_tokens, num_seqs = shape.num_tokens, shape.num_seqs
+        return StepInput(
+            step=StepArrays(
+                token_ids=ints(num_tokens),
+                positions=ints(num_tokens),
+                slots=ints(num_tokens),
+                page_table=ints(num_seqs, self._pages_per_seq),
+                cu_q_lens=ints(num_seqs + 1),
+                kv_lens=ints(num_seqs),
+                num_seqs=ints(1),
+                last_token=ints(num_seqs),
+                shared=(
+                    None
+                    if self._families is None
+                    else self._families.empty(
+                        num_decode_slots=shape.num_decode_slots, num_tokens=num_tokens, num_seqs=num_seqs
+                    )
+                ),
+            ),
+            sampling=SamplingArrays.greedy(num_seqs),
+            slots=ints(num_seqs),
+            steps_left=ints(num_seqs),
+            num_steps=ints(1),
+            stop_ids=ints(num_seqs, MAX_STOP_IDS),
         )
 
-    def _fill(self, step: StepArrays, settings: SamplingArrays, row: PlannedRow, index: int, token: int) -> None:
-        sequence, start, stop = row.sequence, row.start, row.start + row.num_tokens
-        assert sequence.pages is not None
-        pages = np.asarray(sequence.pages.pages, np.int32)
-        positions = np.arange(start, stop, dtype=np.int32)
-        here = slice(token, token + row.num_tokens)
-        step.token_ids[here] = sequence.tokens[start:stop]
-        step.positions[here] = positions
-        step.slots[here] = pages[positions // self._page_size] * self._page_size + positions % self._page_size
-        step.page_table[index, : len(pages)] = pages
-        step.kv_lens[index] = stop
-        step.last_token[index] = token + row.num_tokens - 1
-        sampling = sequence.request.sampling
-        if row.samples and not sampling.greedy:
-            settings.temperature[index] = min(sampling.temperature, _HOTTEST)
-            settings.top_k[index] = sampling.top_k
-            settings.top_p[index] = sampling.top_p
-            settings.min_p[index] = sampling.min_p
-            settings.seed[index] = sequence.seed
-            settings.num_made[index] = sequence.num_output
+
+def _ints(values: Iterable[int]) -> np.ndarray:
+    return np.fromiter(values, np.int32)

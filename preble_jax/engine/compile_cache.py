@@ -5,6 +5,7 @@ Steps are compiled before the first request. Anything compiled later is a defect
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import jax
@@ -12,20 +13,31 @@ import jax
 
 def enable_compile_cache(cache_dir: Path) -> None:
     """Keeps compiled programs under `cache_dir`, unless the user has already chosen a place."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # made at import
+    if cache_folder() is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 class _Counter:
+    """Several threads compile, hence the lock."""
+
     def __init__(self) -> None:
         self.num_compiles = 0
+        self.num_from_cache = 0
+        self._lock = threading.Lock()
         jax.monitoring.register_event_duration_secs_listener(self._hear)
+        jax.monitoring.register_event_listener(self._hear_event)
 
     def _hear(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.endswith("/backend_compile_duration"):
-            self.num_compiles += 1
+            with self._lock:
+                self.num_compiles += 1
+
+    def _hear_event(self, event: str, **_: str | int) -> None:
+        if event.endswith("/compilation_cache/cache_hits"):
+            with self._lock:
+                self.num_from_cache += 1
 
 
 _counter = _Counter()
@@ -34,3 +46,14 @@ _counter = _Counter()
 def num_compiles() -> int:
     """Programs this process has compiled or loaded from the persistent cache so far."""
     return _counter.num_compiles
+
+
+def num_from_cache() -> int:
+    """Those of `num_compiles` that the persistent cache had."""
+    return _counter.num_from_cache
+
+
+def cache_folder() -> str | None:
+    """Where compiled programs are kept; None while the persistent cache is off."""
+    folder: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at import
+    return folder

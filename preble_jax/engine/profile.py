@@ -102,12 +102,13 @@ class _Prober:
         prefix = self._tokens(context - 1)
         for _ in range(batch):
             self._add([*prefix, *self._tokens(1)], OUTPUT_TOKENS)
-        steps = []
+        ledger, steps = self._engine.ledger, []
         while self._engine.has_work:
-            rows, start = self._engine.ledger.decode_rows, time.perf_counter()
+            num_steps, rows, seconds = ledger.steps, ledger.decode_rows, ledger.step_s
             self._engine.step()
-            if self._engine.ledger.decode_rows - rows == batch:
-                steps.append(time.perf_counter() - start)
+            num_steps = ledger.steps - num_steps
+            if num_steps and ledger.decode_rows - rows == num_steps * batch:
+                steps.append((ledger.step_s - seconds) / num_steps)
         return statistics.median(steps)
 
     def _tokens(self, num: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,26 +13,52 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kernels_pallas import resolve_backend
+from kernels_pallas.families import FamilyPlanner
+from kernels_pallas.family_costs import family_costs
+from preble_jax import env
 from preble_jax.config import Config
 from preble_jax.engine.arrays import ArrayBuilder
+from preble_jax.engine.programs import StepProgram
 from preble_jax.engine.shapes import StepShape, StepShapes
 from preble_jax.errors import ConfigError
 from preble_jax.kv.device import allocate_pages, pages_sharding, sized_layout
 from preble_jax.model.config import ModelConfig
-from preble_jax.model.decoder import AttentionCall, Decoder, StepArrays
+from preble_jax.model.decoder import AttentionCall, Decoder
 from preble_jax.model.params import spec_for
-from preble_jax.model.sampling import SamplingArrays, sample
+from preble_jax.model.rope import rotation_table
+from preble_jax.model.weights.load import Params
 from preble_jax.progress import Progress
 from preble_jax.sched.sequence import StepPlan
+
+# XLA for CPUs would move what it can out of the decode loop: copies of whole weight arrays in another dtype or layout,
+# made anew at each dispatch.
+_CPU_DECODE_OPTIONS: dict[str, str | bool] = {
+    "xla_disable_hlo_passes": "while-loop-invariant-code-motion,while-loop-expensive-invariant-code-motion"
+}
+
+
+@dataclass(frozen=True)
+class Dispatched:
+    """A plan that the device works on. made: see `programs`; index: which of its columns are the plan's rows."""
+
+    plan: StepPlan
+    made: jax.Array
+    index: np.ndarray
 
 
 class ModelRunner:
     """Runs step plans on a mesh. Call `compile` first: a shape that was not compiled is a KeyError, never a compile."""
 
-    def __init__(self, config: Config, model: ModelConfig, params: dict[str, jax.Array], mesh: Mesh) -> None:
+    def __init__(self, config: Config, model: ModelConfig, params: Params, mesh: Mesh) -> None:
         self.mesh = mesh
         self.shapes = StepShapes(config.engine)
-        self._attention = config.engine.attention
+        device = mesh.devices.flat[0]
+        try:
+            self._backend = resolve_backend(env.attention_backend(config.engine.attention), device)
+        except ValueError as error:
+            raise ConfigError(f"engine.attention: {error}") from None
+        self._dtype = jnp.dtype(config.model.dtype)
         heads = spec_for(("kv_heads",), (model.num_kv_heads,), mesh.shape)[0]
         layout = sized_layout(
             config.kv,
@@ -41,14 +67,33 @@ class ModelRunner:
             head_dim=model.head_dim,
             dtype=jnp.dtype(config.model.dtype),
             num_shards=mesh.shape["tensor"] if heads else 1,
+            max_tokens=config.engine.max_num_seqs
+            * min(config.model.max_model_len or model.max_position, model.max_position),
+            device=device,
+            backend=self._backend,
         )
         self.num_pages = layout.num_pages
         capacity = self.num_pages * config.kv.page_size
         self.max_model_len = min(config.model.max_model_len or model.max_position, model.max_position, capacity)
         pages_per_seq = -(-self.max_model_len // config.kv.page_size)
-        self._arrays = ArrayBuilder(self.num_pages, config.kv.page_size, pages_per_seq)
-        self._graph, self.params = nnx.split(Decoder(model, params))
+        num_slots = 2 * config.engine.max_num_seqs  # as many as the scheduler's
+        families = FamilyPlanner(page_size=config.kv.page_size, costs=family_costs(self._backend))
+        self._arrays = ArrayBuilder(
+            self.num_pages,
+            config.kv.page_size,
+            pages_per_seq,
+            num_slots,
+            families if config.engine.shared_prefix else None,
+        )
+        self._max_steps = config.engine.decode_steps
+        self._page_size = config.kv.page_size
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        rotation = jax.device_put(rotation_table(model, self.max_model_len), self._everywhere)
+        self._graph, self.params = nnx.split(Decoder(model, params, rotation))
+        weights, self._treedef = jax.tree.flatten(self.params)
+        self._weights = tuple(weights)
         self.pages = allocate_pages(layout, model.num_layers, pages_sharding(mesh, heads))
+        self._last_tokens = jax.device_put(np.zeros(num_slots, np.int32), self._everywhere)
         self.programs: dict[StepShape, Any] = {}
 
     def compile(self, progress: Progress) -> None:
@@ -63,41 +108,43 @@ class ModelRunner:
                 self.programs[futures[future]] = future.result()
                 task.advance()
 
-    def run(self, plan: StepPlan) -> tuple[list[int], list[float]]:
-        """Computes a step and waits for it. Returns a token and its log-probability for each row of `plan.rows`."""
+    def build(self, plan: StepPlan) -> np.ndarray:
+        """The plan's arrays, for `dispatch`."""
+        return self._arrays.build(plan, self.shapes.fit(plan))
+
+    def dispatch(self, plan: StepPlan, packed: np.ndarray) -> Dispatched:
+        """Puts the plan behind what the device has to do already, and does not wait."""
         shape = self.shapes.fit(plan)
-        step, settings = self._arrays.build(plan, shape)
-        self.pages, tokens, logprobs = self.programs[shape](self.params, self.pages, step, settings)
-        rows = self._arrays.rows(plan, shape)
-        return np.asarray(tokens)[rows].tolist(), np.asarray(logprobs)[rows].tolist()
+        self.pages, self._last_tokens, made = self.programs[shape](self._weights, self.pages, self._last_tokens, packed)
+        made.copy_to_host_async()
+        return Dispatched(plan, made, self._arrays.index(plan, shape))
+
+    def results(self, dispatched: Dispatched) -> tuple[list[list[int]], list[list[float]], int]:
+        """Waits for a plan to be carried out. Returns what each row of it made, log-probabilities beside it, and the
+        number of steps the device ran."""
+        made = np.asarray(dispatched.made)[:, : dispatched.plan.num_steps, dispatched.index]
+        counts = (made[0] >= 0).sum(axis=0).tolist()
+        tokens = [row[:count] for row, count in zip(made[0].T.tolist(), counts, strict=True)]
+        logprobs = [row[:count] for row, count in zip(made[1].view(np.float32).T.tolist(), counts, strict=True)]
+        return tokens, logprobs, max(counts)
 
     def _compile(self, shape: StepShape) -> Any:
-        try:
-            call = AttentionCall.resolve(self.mesh, shape.num_decode_slots, self._attention)
-        except ValueError as error:
-            raise ConfigError(f"engine.attention: {error}") from None
-        run = jax.jit(partial(_run_step, self._graph, call), donate_argnums=1)
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        step, settings = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-            self._arrays.build(StepPlan((), ()), shape),
+        call = AttentionCall(self.mesh, shape.num_decode_slots, self._backend, self._dtype)
+        packing = self._arrays.packing(shape)
+        program = StepProgram(
+            graph=self._graph,
+            treedef=self._treedef,
+            call=call,
+            packing=packing,
+            page_size=self._page_size,
+            no_kv_slot=self._arrays.no_kv_slot,
+            max_steps=self._max_steps,
         )
-        return run.lower(self.params, self.pages, step, settings).compile()
-
-
-def _run_step(
-    graph: Any,
-    call: AttentionCall,
-    state: Any,
-    pages: tuple[jax.Array, ...],
-    step: StepArrays,
-    settings: SamplingArrays,
-) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
-    """Model and sampler. Returns the pages, tokens [S] int32, log-probabilities [S] float32."""
-    logits, pages = nnx.merge(graph, state)(step, pages, call)
-    everywhere = NamedSharding(call.mesh, PartitionSpec())
-    tokens, logprobs = sample(jax.lax.with_sharding_constraint(logits, everywhere), settings)
-    return pages, tokens, logprobs
+        packed = jax.ShapeDtypeStruct((packing.size,), jnp.int32, sharding=self._everywhere)
+        decodes = not shape.num_prefill_tokens
+        run = jax.jit(program.decode_steps if decodes else program.mixed_step, donate_argnums=(1, 2))
+        options = _CPU_DECODE_OPTIONS if decodes and self.mesh.devices.flat[0].platform == "cpu" else None
+        return run.lower(self._weights, self.pages, self._last_tokens, packed).compile(options)
 
 
 def make_mesh(tensor: int) -> Mesh:

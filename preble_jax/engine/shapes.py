@@ -62,11 +62,11 @@ class StepShapes:
 
 
 def _decode_buckets(max_num_seqs: int) -> tuple[int, ...]:
-    """8, 64 and so on by factors of 8. Never below 8: a matrix product of fewer rows costs the same, or more."""
+    """8, 32 and so on by factors of 4. Never below 8: a matrix product of fewer rows costs the same, or more."""
     buckets, size = [], 8
     while size < max_num_seqs:
         buckets.append(size)
-        size *= 8
+        size *= 4
     return (*buckets, max_num_seqs)
 
 

@@ -23,13 +23,17 @@ from preble_jax.kv.radix import Node, RadixTree
 
 
 class SequencePages:
-    """One request's pages in token order: `pages[:num_committed]` are cached and pinned, the rest are private."""
+    """One request's pages in token order: `pages[:num_committed]` are cached and pinned, the rest are private.
 
-    __slots__ = ("node", "num_committed", "pages")
+    num_unchanged: `pages[:num_unchanged]` have not changed since whoever keeps a copy of them set it to `len(pages)`.
+    """
+
+    __slots__ = ("node", "num_committed", "num_unchanged", "pages")
 
     def __init__(self, pages: list[int], node: Node | None) -> None:
         self.pages = pages
         self.num_committed = len(pages)
+        self.num_unchanged = 0
         self.node = node  # the deepest committed page, which carries this request's pin
 
 
@@ -111,6 +115,7 @@ class PrefixCache:
             else:
                 self.pool.free((held.pages[i],))
                 held.pages[i] = node.page
+                held.num_unchanged = min(held.num_unchanged, i)
             held.node = node
         self._num_private -= len(hashes) - held.num_committed
         held.num_committed = len(hashes)

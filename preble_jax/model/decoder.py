@@ -16,10 +16,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from kernels_pallas import paged_attention, resolve_backend, write_kv
+from kernels_pallas import (
+    Geometry,
+    SharedPrefixes,
+    StepSchedule,
+    make_schedule,
+    paged_attention,
+    write_kv,
+)
+from kernels_pallas.layout import page_dtype
 from preble_jax.model.config import ModelConfig
 from preble_jax.model.params import spec_for
-from preble_jax.model.rope import inverse_frequencies, rotate, rotation
+from preble_jax.model.quantize import QuantizedMatrix, Weight
+from preble_jax.model.rope import rotate
 from preble_jax.model.sampling import HostOrDeviceArray
 
 
@@ -29,6 +38,7 @@ class StepArrays(NamedTuple):
     token_ids, positions, slots [T]: slots = where a token's keys and values go; past the last page: nowhere.
     page_table [S, pages_per_seq], cu_q_lens [S + 1], kv_lens [S], num_seqs [1]: see `kernels_pallas.paged_attention`.
     last_token [S]: index of each sequence's last token in the batch, whose logits are wanted.
+    shared: families of sequences that share cached pages, which are read once a family; None: each reads its own.
     """
 
     token_ids: HostOrDeviceArray
@@ -39,19 +49,48 @@ class StepArrays(NamedTuple):
     kv_lens: HostOrDeviceArray
     num_seqs: HostOrDeviceArray
     last_token: HostOrDeviceArray
+    shared: SharedPrefixes | None = None
 
 
 class AttentionCall(NamedTuple):
-    """What is fixed when a step is compiled: how many decode slots lead the batch, where, and by which backend."""
+    """What is fixed when a step is compiled: the devices, how many decode slots lead the batch, the attention
+    backend, and the dtype of queries, keys and values."""
 
     mesh: Mesh
     num_decode_slots: int
     backend: str
+    dtype: jnp.dtype
 
-    @classmethod
-    def resolve(cls, mesh: Mesh, num_decode_slots: int, backend: str) -> AttentionCall:
-        """backend: "auto" or a name. Raises ValueError for one that is unknown."""
-        return cls(mesh, num_decode_slots, resolve_backend(backend, mesh.devices.flat[0].platform))
+    def schedule(self, model: ModelConfig, step: StepArrays, kv_pages: jax.Array) -> StepSchedule:
+        """The kernels' loops for a step, on pages like `kv_pages`; the same on each device and in each layer."""
+        heads = spec_for(("kv_heads",), (model.num_kv_heads,), self.mesh.shape)[0]
+        num_kv_heads = model.num_kv_heads // (self.mesh.shape[heads] if heads else 1)
+        geometry = Geometry(
+            num_tokens=step.token_ids.shape[0],
+            num_seqs=step.page_table.shape[0],
+            pages_per_seq=step.page_table.shape[1],
+            num_q_heads=num_kv_heads * model.num_query_groups,
+            num_kv_heads=num_kv_heads,
+            head_dim=model.head_dim,
+            page_size=kv_pages.shape[3],
+            num_decode_slots=self.num_decode_slots,
+            page_dtype=page_dtype(kv_pages.dtype),
+            q_dtype=self.dtype,
+        )
+        return make_schedule(
+            step.cu_q_lens, step.kv_lens, step.num_seqs, geometry=geometry, shared=step.shared, backend=self.backend
+        )
+
+
+class LayerInputs(NamedTuple):
+    """What every layer of a step takes beside its activations; computed once.
+
+    cos_sin [T, D] float32: of the tokens' positions. schedule: the attention kernels' loops.
+    """
+
+    step: StepArrays
+    cos_sin: jax.Array
+    schedule: StepSchedule
 
 
 class RMSNorm(nnx.Module):
@@ -65,24 +104,30 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    def __init__(self, qkv: Any, out: Any) -> None:
-        self.qkv = nnx.Param(qkv)  # [E, K, G + 2, D]: a key head's queries, then its key, then its value
+    def __init__(self, qkv: Any, out: Any, head_dim: int) -> None:
+        self.qkv = nnx.Param(qkv)  # [E, K, (G + 2) * D]: see `params`
         self.out = nnx.Param(out)  # [K, G, D, E]
+        self.head_dim = head_dim
 
     def __call__(
         self,
         x: jax.Array,
         kv_pages: jax.Array,
-        step: StepArrays,
-        cos_sin: tuple[jax.Array, jax.Array],
+        inputs: LayerInputs,
         call: AttentionCall,
+        rows: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
-        """x [T, E] float32, one layer's pages -> [T, E] float32, the pages with this step's keys and values."""
-        qkv = _matmul(x, self.qkv[...], 1)  # [T, K, G + 2, D]
-        q_and_k = rotate(qkv[:, :, :-1], *cos_sin)
-        q, k, v = q_and_k[:, :, :-1], q_and_k[:, :, -1], qkv[:, :, -1]
-        attended, kv_pages = _attend(q, k, v, kv_pages, step, call)
-        return _matmul(attended, self.out[...], 3), kv_pages
+        """x [T, E] float32, one layer's pages -> [T, E] float32 (or `rows` of it), the pages with the step's keys and
+        values."""
+        qkv = _matmul(x, self.qkv.get_value(), 1)  # [T, K, (G + 2) * D]
+        first, second, v = jnp.split(qkv, _qkv_columns(qkv.shape[2], self.head_dim), axis=2)
+        heads = (*qkv.shape[:2], -1, self.head_dim // 2)
+        q_and_k = rotate(first.reshape(heads), second.reshape(heads), inputs.cos_sin, call.dtype)
+        q, k = q_and_k[:, :, :-1], q_and_k[:, :, -1]
+        attended, kv_pages = _attend(q, k, v, kv_pages, inputs, call)
+        if rows is not None:
+            attended = attended[rows]
+        return _matmul(attended, self.out.get_value(), 3), kv_pages
 
 
 class MLP(nnx.Module):
@@ -93,14 +138,14 @@ class MLP(nnx.Module):
         self.down = nnx.Param(down)  # [F, E]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate_up = _matmul(x, self.gate_up[...], 1)
-        return _matmul(jax.nn.silu(gate_up[:, 0]) * gate_up[:, 1], self.down[...], 1)
+        gate_up = _matmul(x, self.gate_up.get_value(), 1)
+        return _matmul(jax.nn.silu(gate_up[:, 0]) * gate_up[:, 1], self.down.get_value(), 1)
 
 
 class Layer(nnx.Module):
     def __init__(self, config: ModelConfig, weight: Callable[[str], Any]) -> None:
         self.attention_norm = RMSNorm(weight("attention_norm"), config.rms_norm_eps)
-        self.attention = Attention(weight("qkv"), weight("out"))
+        self.attention = Attention(weight("qkv"), weight("out"), config.head_dim)
         self.mlp_norm = RMSNorm(weight("mlp_norm"), config.rms_norm_eps)
         self.mlp = MLP(weight("gate_up"), weight("down"))
 
@@ -108,20 +153,23 @@ class Layer(nnx.Module):
         self,
         x: jax.Array,
         kv_pages: jax.Array,
-        step: StepArrays,
-        cos_sin: tuple[jax.Array, jax.Array],
+        inputs: LayerInputs,
         call: AttentionCall,
+        rows: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        attended, kv_pages = self.attention(self.attention_norm(x), kv_pages, step, cos_sin, call)
-        x = x + attended
+        """rows: of the result, all that is wanted; every token's key and value is written all the same."""
+        attended, kv_pages = self.attention(self.attention_norm(x), kv_pages, inputs, call, rows)
+        x = attended + (x if rows is None else x[rows])
         return x + self.mlp(self.mlp_norm(x)), kv_pages
 
 
 class Decoder(nnx.Module):
-    """Built from the parameter dict that `load_params` and `random_params` make (`params.param_table` names it)."""
+    """Built from the parameter dict that `load_params` and `random_params` make (`params.param_table` names it), and
+    `rope.rotation_table` for as many positions as will be met."""
 
-    def __init__(self, config: ModelConfig, params: Mapping[str, Any]) -> None:
+    def __init__(self, config: ModelConfig, params: Mapping[str, Any], rotation: Any) -> None:
         self.config = config
+        self.rotation = nnx.Variable(rotation)  # [num_positions, D] float32
         self.embedding = nnx.Param(params["embedding"])  # [V, E]
         # Unrolled, not scanned over stacked layers: on the CPU a scan copies each layer's weights at every step.
         self.layers = nnx.List([Layer(config, partial(_layer_weight, params, i)) for i in range(config.num_layers)])
@@ -132,25 +180,43 @@ class Decoder(nnx.Module):
         self, step: StepArrays, kv_pages: Sequence[jax.Array], call: AttentionCall
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Returns logits [S, V] float32 of each sequence's last token, and every layer's pages."""
-        x = self.embedding[...][step.token_ids].astype(jnp.float32)
-        cos_sin = rotation(step.positions, inverse_frequencies(self.config))
+        x = _rows(self.embedding.get_value(), step.token_ids)
+        inputs = LayerInputs(step, self.rotation[...][step.positions], call.schedule(self.config, step, kv_pages[0]))
         new_pages = []
-        for layer, pages in zip(self.layers, kv_pages, strict=True):
-            x, pages = layer(x, pages, step, cos_sin, call)
-            new_pages.append(pages)
-        x = self.final_norm(x[step.last_token])  # the output matrix is wide: only the rows that are sampled
-        if self.lm_head is None:
-            embedding = self.embedding[...]
-            logits = jax.lax.dot_general(
-                x.astype(embedding.dtype),
-                embedding,
-                (((1,), (1,)), ((), ())),
-                precision=_precision(embedding),
-                preferred_element_type=jnp.float32,
+        for i, (layer, pages) in enumerate(zip(self.layers, kv_pages, strict=True), 1):
+            # The last layer and the wide output matrix: only for the rows that are sampled.
+            graph, weights = nnx.split(layer)
+            x, pages = _run_layer(
+                graph, call, weights, x, pages, inputs, step.last_token if i == len(self.layers) else None
             )
+            new_pages.append(pages)
+        x = self.final_norm(x)
+        if self.lm_head is None:
+            logits = _tied_logits(x, self.embedding.get_value())
         else:
-            logits = _matmul(x, self.lm_head[...], 1)
+            logits = _matmul(x, self.lm_head.get_value(), 1)
         return logits, tuple(new_pages)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _run_layer(
+    graph: Any,
+    call: AttentionCall,
+    weights: Any,
+    x: jax.Array,
+    kv_pages: jax.Array,
+    inputs: LayerInputs,
+    rows: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """A layer. Compiled as part of the step; a function of its own so that equal layers are traced and lowered once."""
+    layer: Layer = nnx.merge(graph, weights)
+    return layer(x, kv_pages, inputs, call, rows)
+
+
+def _qkv_columns(width: int, head_dim: int) -> tuple[int, int]:
+    """Where second halves and values begin among a key head's columns."""
+    turned = width - head_dim
+    return turned // 2, turned
 
 
 def _layer_weight(params: Mapping[str, Any], layer: int, name: str) -> Any:
@@ -161,45 +227,63 @@ def _precision(weights: jax.Array) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if weights.dtype == jnp.float32 else None
 
 
-def _matmul(x: jax.Array, w: jax.Array, num_in: int) -> jax.Array:
+def _matmul(x: jax.Array, w: Weight, num_in: int) -> jax.Array:
     """Contracts x's last `num_in` axes with w's first, [T, in...] @ [in..., out...] -> [T, out...] float32."""
-    axes = (tuple(range(x.ndim - num_in, x.ndim)), tuple(range(num_in)))
+    return w.matmul(x) if isinstance(w, QuantizedMatrix) else _product(x, w, tuple(range(num_in)))
+
+
+def _tied_logits(x: jax.Array, embedding: Weight) -> jax.Array:
+    """x [S, E], embedding [V, E] -> [S, V] float32."""
+    return embedding.matmul(x) if isinstance(embedding, QuantizedMatrix) else _product(x, embedding, (1,))
+
+
+def _rows(embedding: Weight, token_ids: jax.Array) -> jax.Array:
+    """[V, E], [T] -> [T, E] float32."""
+    if isinstance(embedding, QuantizedMatrix):
+        return embedding.rows(token_ids)
+    return embedding[token_ids].astype(jnp.float32)
+
+
+def _product(x: jax.Array, w: jax.Array, in_axes: tuple[int, ...]) -> jax.Array:
+    """Contracts x's last axes with these of w."""
+    axes = (tuple(range(x.ndim - len(in_axes), x.ndim)), in_axes)
     return jax.lax.dot_general(
         x.astype(w.dtype), w, (axes, ((), ())), precision=_precision(w), preferred_element_type=jnp.float32
     )
 
 
 def _attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, kv_pages: jax.Array, step: StepArrays, call: AttentionCall
+    q: jax.Array, k: jax.Array, v: jax.Array, kv_pages: jax.Array, inputs: LayerInputs, call: AttentionCall
 ) -> tuple[jax.Array, jax.Array]:
     """q [T, K, G, D], k, v [T, K, D] -> attended [T, K, G, D] and the pages; each device does its own key heads."""
     heads = spec_for(("kv_heads",), k.shape[1:2], call.mesh.shape)[0]
-    dtype = jnp.bfloat16 if kv_pages.dtype == jnp.uint16 else kv_pages.dtype
 
     def local(
-        q: jax.Array, k: jax.Array, v: jax.Array, kv_pages: jax.Array, step: StepArrays
+        q: jax.Array, k: jax.Array, v: jax.Array, kv_pages: jax.Array, inputs: LayerInputs
     ) -> tuple[jax.Array, jax.Array]:
-        kv_pages = write_kv(kv_pages, k, v, step.slots)
+        step = inputs.step
+        kv_pages = write_kv(kv_pages, k, v, step.slots, backend=call.backend)
         out = paged_attention(
-            q.astype(dtype).reshape(q.shape[0], -1, q.shape[-1]),
+            q.reshape(q.shape[0], -1, q.shape[-1]),
             kv_pages,
             step.page_table,
             step.cu_q_lens,
             step.kv_lens,
             step.num_seqs,
             num_decode_slots=call.num_decode_slots,
+            shared=step.shared,
+            schedule=inputs.schedule,
             backend=call.backend,
         )
         return out.reshape(q.shape), kv_pages
 
     by_head = PartitionSpec(None, heads)
-    replicated = StepArrays(*(PartitionSpec() for _ in step))
     each_device = jax.shard_map(
         local,
         mesh=call.mesh,
-        in_specs=(by_head, by_head, by_head, by_head, replicated),
+        in_specs=(by_head, by_head, by_head, by_head, PartitionSpec()),
         out_specs=(by_head, by_head),
         check_vma=False,  # the loops' carried zeros have no varying axes
     )
-    attended, kv_pages = each_device(q, k, v, kv_pages, step)
+    attended, kv_pages = each_device(q, k, v, kv_pages, inputs)
     return attended, kv_pages

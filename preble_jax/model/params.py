@@ -41,6 +41,8 @@ class ParamSpec:
     hf, gguf:      names of the tensors it is packed from, in order.
     source_shapes: shapes of those tensors, [out, in], the same in both formats.
     pack, unpack:  source tensors -> this parameter, and back (exact inverses; neither computes, both only move).
+    in_axes:       those that a product with it sums over (an embedding's, where it is the output matrix too); none
+                   where it is no matrix.
     keep_float32:  stays float32 whatever the engine's dtype (norm weights).
     """
 
@@ -53,6 +55,7 @@ class ParamSpec:
     source_shapes: tuple[tuple[int, ...], ...]
     pack: Callable[[ModelConfig, Sequence[Array]], Array]
     unpack: Callable[[ModelConfig, Array], tuple[Array, ...]]
+    in_axes: tuple[int, ...]
     keep_float32: bool = False
 
     def dtype(self, engine_dtype: Any) -> np.dtype[Any]:
@@ -75,6 +78,7 @@ def param_table(config: ModelConfig) -> tuple[ParamSpec, ...]:
             source_shapes=((vocab, embed),),
             pack=_first,
             unpack=_alone,
+            in_axes=(1,),
         )
     ]
     for i in range(config.num_layers):
@@ -127,14 +131,15 @@ def _attention_specs(config: ModelConfig, i: int) -> list[ParamSpec]:
         ),
         ParamSpec(
             path=f"layers.{i}.qkv",
-            shape=(embed, kv_heads, groups + 2, head_dim),
-            axes=("embed", "kv_heads", None, None),
+            shape=(embed, kv_heads, (groups + 2) * head_dim),
+            axes=("embed", "kv_heads", None),
             init=_normal,
             hf=tuple(f"{layer}.self_attn.{name}_proj.weight" for name in "qkv"),
             gguf=tuple(f"{block}.attn_{name}.weight" for name in "qkv"),
             source_shapes=((num_q, embed), (num_kv, embed), (num_kv, embed)),
             pack=_pack_qkv,
             unpack=_unpack_qkv,
+            in_axes=(0,),
         ),
         ParamSpec(
             path=f"layers.{i}.out",
@@ -146,6 +151,7 @@ def _attention_specs(config: ModelConfig, i: int) -> list[ParamSpec]:
             source_shapes=((embed, num_q),),
             pack=_pack_out,
             unpack=_unpack_out,
+            in_axes=(0, 1, 2),
         ),
     ]
 
@@ -167,6 +173,7 @@ def _mlp_specs(config: ModelConfig, i: int) -> list[ParamSpec]:
             source_shapes=((mlp, embed), (mlp, embed)),
             pack=_pack_gate_up,
             unpack=_unpack_gate_up,
+            in_axes=(0,),
         ),
         _matrix_spec(
             f"layers.{i}.down",
@@ -190,6 +197,7 @@ def _norm_spec(config: ModelConfig, path: str, hf: str, gguf: str) -> ParamSpec:
         source_shapes=(shape,),
         pack=_first,
         unpack=_alone,
+        in_axes=(),
         keep_float32=True,
     )
 
@@ -206,6 +214,7 @@ def _matrix_spec(path: str, shape: tuple[int, int], axes: tuple[str | None, ...]
         source_shapes=((shape[1], shape[0]),),
         pack=_pack_transposed,
         unpack=_unpack_transposed,
+        in_axes=(0,),
     )
 
 
@@ -235,16 +244,25 @@ def _unpack_transposed(config: ModelConfig, param: Array) -> tuple[Array, ...]:
 
 
 def _pack_qkv(config: ModelConfig, sources: Sequence[Array]) -> Array:
-    """q [K*G*D, E], k [K*D, E], v [K*D, E] -> [E, K, G+2, D]: a key/value head beside the queries that read it."""
-    heads = [w.reshape(config.num_kv_heads, -1, config.head_dim, config.hidden_size) for w in sources]
-    return np.concatenate(heads, axis=1).transpose(3, 0, 1, 2)
+    """q [K*G*D, E], k [K*D, E], v [K*D, E] -> [E, K, (G+2)*D]: a key/value head beside the queries that read it.
+
+    Its columns: the first halves of its G queries and its key, their second halves in the same order, its value. Halves
+    that rotary embedding turns against each other are then two long runs, not alternating short ones.
+    """
+    kv_heads, head_dim, embed = config.num_kv_heads, config.head_dim, config.hidden_size
+    q, k, v = (w.reshape(kv_heads, -1, head_dim, embed) for w in sources)
+    turned = np.concatenate([q, k], axis=1).reshape(kv_heads, -1, 2, head_dim // 2, embed)
+    turned = turned.transpose(0, 2, 1, 3, 4).reshape(kv_heads, -1, embed)
+    return np.concatenate([turned, v[:, 0]], axis=1).transpose(2, 0, 1)
 
 
 def _unpack_qkv(config: ModelConfig, param: Array) -> tuple[Array, ...]:
-    heads = param.transpose(1, 2, 3, 0)  # [K, G+2, D, E]
-    groups = config.num_query_groups
-    parts = (heads[:, :groups], heads[:, groups : groups + 1], heads[:, groups + 1 :])
-    return tuple(part.reshape(-1, config.hidden_size) for part in parts)
+    kv_heads, head_dim, embed = config.num_kv_heads, config.head_dim, config.hidden_size
+    columns = param.transpose(1, 2, 0)  # [K, (G+2)*D, E]
+    turned = columns[:, :-head_dim].reshape(kv_heads, 2, -1, head_dim // 2, embed)
+    turned = turned.transpose(0, 2, 1, 3, 4).reshape(kv_heads, -1, head_dim, embed)
+    parts = (turned[:, :-1], turned[:, -1:], columns[:, -head_dim:])
+    return tuple(part.reshape(-1, embed) for part in parts)
 
 
 def _pack_out(config: ModelConfig, sources: Sequence[Array]) -> Array:

@@ -32,15 +32,20 @@ def _scale_llama3(frequencies: np.ndarray, scaling: Llama3RopeScaling) -> np.nda
     return np.asarray((1 - blend) * frequencies / scaling.factor + blend * frequencies)
 
 
-def rotation(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, [T, head_dim / 2] float32, for positions [T]. The same for all layers."""
-    angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(frequencies)[None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+def rotation_table(config: ModelConfig, num_positions: int) -> np.ndarray:
+    """[num_positions, head_dim] float32: a position's cosines, then its sines.
+
+    A table, not arithmetic in the step: XLA on the CPU computes the angles anew, value by value, inside every layer's
+    rotation (a twelfth of a prompt step), and an optimization barrier does not hold it back.
+    """
+    angles = np.arange(num_positions, dtype=np.float32)[:, None] * inverse_frequencies(config)[None, :]
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """x [T, ..., head_dim] turned by its token's angles; same dtype."""
-    shape = (cos.shape[0], *(1,) * (x.ndim - 2), cos.shape[1])
-    cos, sin = cos.reshape(shape), sin.reshape(shape)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+def rotate(first: jax.Array, second: jax.Array, cos_sin: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Halves of heads, first and second [T, ..., D / 2], turned by cos_sin [T, D] -> [T, ..., D] in `dtype`."""
+    half = (cos_sin.shape[0], *(1,) * (first.ndim - 2), cos_sin.shape[1] // 2)
+    cos, sin = (part.reshape(half) for part in jnp.split(cos_sin, 2, axis=1))
+    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
+    turned = (first * cos - second * sin).astype(dtype), (second * cos + first * sin).astype(dtype)
+    return jnp.concatenate(turned, axis=-1)

@@ -1,11 +1,20 @@
 """A device group's scheduler: who runs in the next step, with how many tokens, on which pages.
 
     plan = scheduler.schedule(now)      # a StepPlan, or None when nothing can run
-    outputs = scheduler.settle(plan, tokens, logprobs, now)
+    scheduler.started(plan)             # the device has it; the next one may be planned
+    outputs = scheduler.settle(plan, tokens, logprobs)
 
 A machine of events: no clock, no thread, no device. Order of business in `schedule`: running sequences that decode get
 their slot (preempting the latest arrivals when pages run out), running prompts continue with the step's token budget,
 then waiting requests are admitted in the order the queue policy proposes.
+
+Steps run on the device in the order in which they were started, so a plan may build on those in flight: `started`
+counts their tokens as computed and caches the pages they fill, as far as the tokens in them are known. Which tokens
+were made is known when a plan is settled. Whoever ends then (or is cancelled meanwhile) gives its pages up at once,
+although steps in flight may still read them, and write to the private ones: steps that use those pages for somebody
+else are started later and run later, and write what they read. No step is planned that would write to a cached page:
+what is cached holds known tokens only, and a sequence writes from its first uncomputed token on. Preemption is the one
+thing that waits until nothing is in flight.
 
 A request whose next page another running request is about to compute waits for that page instead of computing it again.
 Nothing can wait forever: whoever computes runs until it commits, and gives the pages up when it ends or is preempted.
@@ -47,7 +56,9 @@ class LocalScheduler:
         self._matches = PrefixMatches(cache)
         self._deadlines = Deadlines()
         self._computing: dict[bytes, Sequence] = {}  # prompt pages that a running sequence is about to commit
+        self._slots = list(range(2 * limits.max_num_seqs - 1, -1, -1))  # twice: some are ending while others begin
         self._num_arrived = 0
+        self._num_in_flight = 0
         self.num_preemptions = 0
         self.num_prompt_tokens = 0  # of admitted requests, each counted once
         self.num_cached_tokens = 0  # those of them that pages held
@@ -65,7 +76,7 @@ class LocalScheduler:
             raise OverloadedError(
                 f"the queue is full: {len(self.queue)} requests wait, at most {self.limits.max_waiting} may"
             )
-        sequence = Sequence(request, self._num_arrived, self.cache.page_size, now, seed)
+        sequence = Sequence(request, self._num_arrived, self.cache.page_size, now, seed, self.limits.max_model_len)
         self._num_arrived += 1
         self._sequences[request.request_id] = sequence
         self._matches.num_pages(sequence)  # hashes the prompt: now rather than in the middle of a step
@@ -97,41 +108,65 @@ class LocalScheduler:
 
     # -- one step ----------------------------------------------------------------------------------
 
-    def schedule(self, now: float) -> StepPlan | None:
-        """Plans the next step and takes its pages. None: nothing to do."""
-        decode = self._plan_decode()
+    def schedule(self, now: float, max_steps: int = 1) -> StepPlan | None:
+        """Plans the next dispatch and takes its pages. max_steps: decode steps that may go into it; while anybody waits
+        or a prompt is computed it is one. None: nothing to do before what is in flight has been settled, or at all."""
+        decode = self._plan_decode(max_steps if self._all_decode() else 1)
+        if decode is None:
+            return None
         prefill = self._plan_prefill()
         if not decode and not prefill:
-            if self._sequences:
+            if self._sequences and not self._num_in_flight:
                 raise InvariantError(
                     f"{len(self._sequences)} requests unfinished, {len(self.queue)} waiting, none can run"
                 )
             return None
         return StepPlan(tuple(decode), tuple(prefill))
 
-    def settle(self, plan: StepPlan, tokens: Seq[int], logprobs: Seq[float], now: float) -> list[RequestOutput]:
-        """Books a step's results: a token and its log-probability a row of `plan`, ignored if it samples none."""
-        outputs = []
-        for row, token, logprob in zip(plan.rows, tokens, logprobs, strict=True):
+    def started(self, plan: StepPlan) -> None:
+        """The device has the plan, and its arrays were made. Call it before anything else is asked or told."""
+        self._num_in_flight += 1
+        for row in plan.rows:
             sequence = row.sequence
-            if sequence.pages is None:  # it ended or was preempted while the step ran
-                continue
             sequence.num_computed = row.start + row.num_tokens
             sequence.num_reached = max(sequence.num_reached, sequence.num_computed)
-            self._commit(sequence)
-            if row.samples:
-                outputs.append(self._append_token(sequence, int(token), float(logprob)))
+            sequence.num_pending += row.num_made
+            self._commit(sequence, len(sequence.tokens))
+
+    def settle(self, plan: StepPlan, tokens: Seq[Seq[int]], logprobs: Seq[Seq[float]]) -> list[RequestOutput]:
+        """Books the results of the oldest plan in flight: what each row of it made, log-probabilities beside it.
+
+        A row makes fewer tokens than planned if one of them ends its request. What rows made whose request had ended
+        before, or that make none, is ignored."""
+        self._num_in_flight -= 1
+        outputs = []
+        for row, made, row_logprobs in zip(plan.rows, tokens, logprobs, strict=True):
+            sequence = row.sequence
+            if row.num_made and sequence.pages is not None:
+                sequence.num_pending -= row.num_made
+                outputs.append(self._append(sequence, made, row_logprobs, row.num_made))
         return outputs
 
     # -- planning ----------------------------------------------------------------------------------
 
-    def _plan_decode(self) -> list[PlannedRow]:
+    def _all_decode(self) -> bool:
+        return not len(self.queue) and all(sequence.num_uncomputed == 1 for sequence in self.running)
+
+    def _plan_decode(self, max_steps: int) -> list[PlannedRow] | None:
+        """None: pages are short, and who is to give some up cannot be said before what is in flight is settled."""
         rows: list[PlannedRow] = []
         for sequence in tuple(self.running):
             if sequence.pages is None or not sequence.can_decode:
                 continue
-            if self._make_room(sequence):
-                rows.append(PlannedRow.next_of(sequence, 1))
+            num_steps = min(max_steps, sequence.max_total - sequence.num_total)
+            if num_steps > 1 and not self._extend_to(sequence, sequence.num_computed + num_steps):
+                num_steps = 1
+            if not self._extend_to(sequence, sequence.num_total):
+                if self._num_in_flight:
+                    return None
+                if not self._make_room(sequence):
+                    continue
+            rows.append(PlannedRow.decode(sequence, num_steps))
         return [row for row in rows if row.sequence.pages is not None]
 
     def _make_room(self, sequence: Sequence) -> bool:
@@ -140,7 +175,7 @@ class LocalScheduler:
         No order of naming can stop everybody: a sequence that runs alone always finds room, prompts in computation are
         disturbed only for one that decodes, and tokens that were made are never lost. So tokens go on being made.
         """
-        while not self._extend_to(sequence, len(sequence.tokens)):
+        while not self._extend_to(sequence, sequence.num_total):
             victim = self.queue.victim(self.running)
             self._preempt(victim)
             if victim is sequence:
@@ -154,11 +189,14 @@ class LocalScheduler:
         def full() -> bool:
             return budget == 0 or len(rows) == self.limits.max_prefill_seqs
 
+        num_free = self.limits.max_num_seqs - len(self.running)
         for sequence in self.running:
-            if not full() and not sequence.can_decode:
-                rows.append(PlannedRow.next_of(sequence, budget))
+            num_free += sequence.is_ending
+            if sequence.num_uncomputed > 1 and not full():
+                rows.append(PlannedRow.chunk(sequence, budget))
                 budget -= rows[-1].num_tokens
-        if full() or not len(self.queue) or len(self.running) == self.limits.max_num_seqs:
+        num_free = min(num_free, len(self._slots))
+        if full() or not len(self.queue) or num_free <= 0:
             return rows
         for sequence in self._matches.take_stale(MAX_REMATCHED):
             self.queue.rematched(sequence)
@@ -171,9 +209,10 @@ class LocalScheduler:
                 continue
             if not self._admit(sequence):
                 break  # pages are short: whoever is first waits first
-            rows.append(PlannedRow.next_of(sequence, budget))
+            rows.append(PlannedRow.chunk(sequence, budget))
             budget -= rows[-1].num_tokens
-            if full() or len(self.running) == self.limits.max_num_seqs:
+            num_free -= 1
+            if full() or num_free == 0:
                 break
         return rows
 
@@ -192,6 +231,7 @@ class LocalScheduler:
         sequence.pages = self.cache.open(hashes)
         if not self._extend_to(sequence, len(sequence.tokens)):
             raise InvariantError(f"admission: {num_new} pages were counted as available and are not")
+        sequence.slot = self._slots.pop()
         sequence.num_computed = len(hashes) * self.cache.page_size
         self.queue.admitted(sequence)
         self._dequeue(sequence)
@@ -235,10 +275,11 @@ class LocalScheduler:
     def _cached_tokens(self, sequence: Sequence) -> int:
         return self._matches.num_pages(sequence) * self.cache.page_size
 
-    def _commit(self, sequence: Sequence) -> None:
+    def _commit(self, sequence: Sequence, num_known: int) -> None:
+        """Caches its pages that are full of computed tokens, of the first `num_known` ones."""
         assert sequence.pages is not None
-        num_full = sequence.num_computed // self.cache.page_size
-        if num_full == sequence.pages.num_committed or not self.cache.enabled:
+        num_full = min(sequence.num_computed, num_known) // self.cache.page_size
+        if num_full <= sequence.pages.num_committed or not self.cache.enabled:
             return
         hashes = sequence.hashes()[:num_full]
         first = sequence.pages.num_committed
@@ -257,10 +298,13 @@ class LocalScheduler:
         self._forget_computing(sequence, sequence.hashes()[sequence.pages.num_committed :])
         self.cache.release(sequence.pages)
         sequence.pages = None
+        self._slots.append(sequence.slot)
+        sequence.slot = -1
         self.running.remove(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the queue; its tokens are kept and computed again, from whatever pages are still cached then."""
+        """Back to the queue; its tokens are kept and computed again, from whatever pages are still cached then.
+        Nothing is in flight, lest tokens come for it that nobody knows of when its pages are counted anew."""
         self._free(sequence)
         sequence.num_computed = 0
         self.num_preemptions += 1
@@ -268,19 +312,28 @@ class LocalScheduler:
 
     # -- endings -----------------------------------------------------------------------------------
 
-    def _append_token(self, sequence: Sequence, token: int, logprob: float) -> RequestOutput:
-        sequence.tokens.append(token)
-        self.queue.served(sequence, extend_tokens=0, output_tokens=1)
+    def _append(self, sequence: Sequence, made: Seq[int], logprobs: Seq[float], num_planned: int) -> RequestOutput:
         request = sequence.request
         reason: FinishReason | None = None
-        if token in request.stop_token_ids:
-            reason = "stop"
-        elif sequence.num_output >= request.sampling.max_tokens or len(sequence.tokens) >= self.limits.max_model_len:
-            reason = "length"
+        count = 0
+        for token in made:
+            sequence.tokens.append(token)
+            count += 1
+            if token in request.stop_token_ids:
+                reason = "stop"
+                break
+        if reason is None:
+            if count != num_planned:
+                raise InvariantError(f"request {request.request_id!r}: {count} tokens made, {num_planned} planned")
+            if len(sequence.tokens) >= sequence.max_total:
+                reason = "length"
+        self.queue.served(sequence, extend_tokens=0, output_tokens=count)
+        # Of one that ends, the last token may never be computed, and those after it do not count.
+        self._commit(sequence, len(sequence.tokens) - (reason is not None))
         output = RequestOutput(
             request_id=request.request_id,
-            token_ids=[token],
-            logprobs=[logprob] if request.sampling.logprobs else [],
+            token_ids=list(made[:count]),
+            logprobs=list(logprobs[:count]) if request.sampling.logprobs else [],
             finish_reason=reason,
             cached_tokens=sequence.num_cached or 0,
             queue_s=sequence.queue_s,
@@ -320,6 +373,13 @@ class LocalScheduler:
                 f"requests: {len(self.queue)} waiting + {len(self.running)} running "
                 f"!= {len(self._sequences)} unfinished"
             )
+        if len(self._slots) + len(self.running) != 2 * self.limits.max_num_seqs:
+            raise InvariantError(
+                f"slots: {len(self._slots)} free + {len(self.running)} taken != {2 * self.limits.max_num_seqs}"
+            )
+        pending = sum(sequence.num_pending for sequence in self._sequences.values())
+        if pending and not self._num_in_flight:
+            raise InvariantError(f"tokens: {pending} are to come from steps in flight, of which there are none")
         for block_hash, sequence in self._computing.items():
             if sequence.pages is None or self.cache.tree.get(block_hash) is not None:
                 raise InvariantError("a page is expected from a sequence that does not run, or is cached already")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from preble_jax.kv.hashing import BlockHasher
@@ -10,42 +11,70 @@ from preble_jax.request import Request
 
 
 class Sequence:
-    """One request's state. `tokens` is prompt and output; `tokens[:num_computed]` have keys and values in pages.
+    """One request's state. `tokens` is prompt and output as far as it is known.
+
+    A step is planned while the one before it runs, so that the device is ahead of what is known here. Its steps run in
+    order; whatever they were told to do counts as done for those that follow.
 
     order:          arrival number; decides who is first come and who is preempted.
+    max_total:      tokens, prompt and output, at which it ends by length.
     pages:          None while waiting.
+    slot:           its row in the tables of whoever builds a step's arrays; -1 while waiting.
+    num_computed:   tokens whose keys and values are in pages once the steps in flight have run.
+    num_pending:    output tokens that steps in flight make.
     num_cached:     prompt tokens that pages held at the first admission; None before it.
     num_reached:    the most that `num_computed` has ever been: beyond it, nothing was computed twice.
     queue_s:        seconds it had waited when its first step was planned; None before that.
     """
 
-    def __init__(self, request: Request, order: int, page_size: int, arrival_s: float, seed: int) -> None:
+    def __init__(
+        self,
+        request: Request,
+        order: int,
+        page_size: int,
+        arrival_s: float,
+        seed: int,
+        max_model_len: int = sys.maxsize,
+    ) -> None:
         self.request = request
         self.order = order
         self.arrival_s = arrival_s
         self.seed = seed
         self.tokens = list(request.prompt_token_ids)
         self.num_prompt = len(self.tokens)
+        self.max_total = min(self.num_prompt + request.sampling.max_tokens, max_model_len)
         self.num_computed = 0
+        self.num_pending = 0
         self.num_cached: int | None = None
         self.num_reached = 0
         self.queue_s: float | None = None
         self.pages: SequencePages | None = None
+        self.slot = -1
         self._hasher = BlockHasher(page_size, request.cache_salt)
         self._page_size = page_size
 
     @property
+    def num_total(self) -> int:
+        """Tokens, with those that steps in flight make."""
+        return len(self.tokens) + self.num_pending
+
+    @property
     def num_output(self) -> int:
-        return len(self.tokens) - self.num_prompt
+        return self.num_total - self.num_prompt
 
     @property
     def num_uncomputed(self) -> int:
-        return len(self.tokens) - self.num_computed
+        return self.num_total - self.num_computed
 
     @property
     def can_decode(self) -> bool:
-        """A single token is left to compute: it fits a decode slot."""
-        return self.num_uncomputed == 1
+        """A single token is left to compute, and another to be made of it: it fits a decode slot."""
+        return self.num_uncomputed == 1 and not self.is_ending
+
+    @property
+    def is_ending(self) -> bool:
+        """The steps in flight make its last token: nothing is left to plan."""
+        return self.num_total >= self.max_total
 
     def hashes(self) -> list[bytes]:
         """Block hashes of all full pages of `tokens`."""
@@ -60,28 +89,38 @@ class Sequence:
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """`num_tokens` tokens of `sequence` from `start` on are computed in a step.
+    """`num_tokens` tokens of `sequence` from `start` on are computed in a dispatch, one after the other if it decodes.
 
-    samples: they are its last ones, so that the step makes its next token.
+    num_made: tokens it makes at most: of a prompt 1 if its last one is among those computed, decoding one a step.
     """
 
     sequence: Sequence
     start: int
     num_tokens: int
-    samples: bool
+    num_made: int
 
     @classmethod
-    def next_of(cls, sequence: Sequence, max_tokens: int) -> PlannedRow:
+    def chunk(cls, sequence: Sequence, max_tokens: int) -> PlannedRow:
+        """The next part of a prompt."""
         count = min(max_tokens, sequence.num_uncomputed)
-        return cls(sequence, sequence.num_computed, count, count == sequence.num_uncomputed)
+        return cls(sequence, sequence.num_computed, count, int(count == sequence.num_uncomputed))
+
+    @classmethod
+    def decode(cls, sequence: Sequence, num_steps: int) -> PlannedRow:
+        return cls(sequence, sequence.num_computed, num_steps, num_steps)
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step: single tokens first, then prompt chunks. Rows of results come in the same order."""
+    """One dispatch: rows that decode first, then prompt chunks. Rows of results come in the same order."""
 
     decode: tuple[PlannedRow, ...]
     prefill: tuple[PlannedRow, ...]
+
+    @property
+    def num_steps(self) -> int:
+        """More than one only where nothing but decoding is done."""
+        return max((row.num_made for row in self.decode), default=1)
 
     @property
     def rows(self) -> tuple[PlannedRow, ...]:

@@ -46,7 +46,7 @@ def make_engine() -> Callable[..., Engine]:
         key = from_keywords(config, prefix_cache=True)  # no part of any program
         if key not in runners:
             mesh = make_mesh(config.mesh.tensor)
-            params = random_params(TINY, 3, jnp.dtype(config.model.dtype), mesh)
+            params = random_params(TINY, 3, jnp.dtype(config.model.dtype), mesh, config.model.weight_format)
             runners[key] = ModelRunner(config, TINY, params, mesh)
             runners[key].compile(NullProgress())
         return Engine(config, runners[key], TINY.vocab_size)

@@ -9,7 +9,7 @@ import pytest
 
 from preble_jax.config import QueueSettings
 from preble_jax.engine.engine import Engine
-from preble_jax.engine.ledger import MAX_TENANTS, Ledger
+from preble_jax.engine.ledger import MAX_TENANTS, Ledger, StepTimes
 from preble_jax.request import Request, RequestOutput
 from preble_jax.sampling_params import SamplingParams
 from preble_jax.sched.sequence import PlannedRow, Sequence, StepPlan
@@ -68,7 +68,7 @@ def test_the_tenants_kept_are_the_latest():
         sequence = Sequence(make_request(str(number), f"tenant-{number}", 4, 4), number, 8, 0.0, 0)
         plan = StepPlan((), (PlannedRow(sequence, 0, 4, True),))
         ledger.planned(plan, 0.0)
-        ledger.ran(plan, [RequestOutput(request_id=str(number), token_ids=[1])], 0.1)
+        ledger.ran(plan, [RequestOutput(request_id=str(number), token_ids=[1])], 1, StepTimes(step_s=0.1))
     names = [load.tenant for load in ledger.tenants({})]
     assert len(names) == MAX_TENANTS
     assert (names[0], names[-1]) == ("tenant-2", f"tenant-{MAX_TENANTS + 1}")

@@ -106,6 +106,8 @@ def test_any_batch_chunk_pool_and_order(make_engine, prompts, chunk, num_pages, 
     expected = [generate(one_by_one, [prompt], GREEDY)[0] for prompt in prompts]
     engine = make_engine(prefix_cache=prefix_cache)
     engine.limits = engine.scheduler.limits = replace(engine.limits, prefill_tokens=chunk)
+    longest = max(map(len, prompts)) + GREEDY.max_tokens
+    num_pages = max(num_pages, -(-longest // engine.cache.page_size))  # nobody is let in who cannot be served alone
     held = engine.cache.open([])
     engine.cache.extend(held, 256 - num_pages)
     cancelled = data.draw(st.sets(st.integers(0, len(prompts) - 1), max_size=3))

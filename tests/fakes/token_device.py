@@ -45,7 +45,8 @@ class TokenDevice:
                 if position >= sequence.num_cached and position not in positions:
                     positions.add(position)
                     self.extend_tokens[request.tenant] += 1
-        for output in self.scheduler.settle(plan, tokens, [0.0] * len(tokens), 0.0):
+        self.scheduler.started(plan)
+        for output in self.scheduler.settle(plan, [[token] for token in tokens], [[0.0]] * len(tokens)):
             self.output_tokens[tenant_of[output.request_id]] += len(output.token_ids)
             if output.finished:
                 self.ended.append(output.request_id)

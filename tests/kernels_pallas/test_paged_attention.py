@@ -1,8 +1,6 @@
-"""The public attention call against the oracle: ragged batches, shuffled pages, NaN wherever nothing may be read."""
+"""The public calls against the oracle: ragged batches, shuffled pages, poison wherever nothing may be read."""
 
 from __future__ import annotations
-
-import math
 
 import jax
 import jax.numpy as jnp
@@ -11,97 +9,81 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels_pallas import PageLayout, paged_attention, resolve_backend, write_kv
-from oracles.attention import attend
+from kernels_pallas import Geometry, PageLayout, make_schedule, paged_attention, write_kv
+from oracles.paged_cases import check_attend, check_paged_attention, make_case, unpack
 
-TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 1e-2}
+HEADS = {"kv_heads": 2, "group": 3, "head_dim": 64}
+QUANTISED = (jnp.int8, jnp.float8_e4m3fn)
 
 
-def run_case(
-    seed, dtype, q_lens, kv_lens, *, num_decode, page_size, kv_heads, group, head_dim, token_padding=0, seq_padding=0
-):
-    """Writes keys with `write_kv`, attends, and compares with the oracle. Pages and table padding hold NaN."""
-    rng = np.random.default_rng(seed)
-    pages_per_seq = max(1, max(-(-n // page_size) for n in kv_lens)) + 1
-    num_pages = len(kv_lens) * pages_per_seq + 2
-    layout = PageLayout(num_pages=num_pages, page_size=page_size, num_kv_heads=kv_heads, head_dim=head_dim, dtype=dtype)
-    order = rng.permutation(num_pages - 1) + 1  # page 0 stays poisoned and fills the table's unused entries
-    table = np.zeros((len(kv_lens) + seq_padding, pages_per_seq), np.int32)
-    keys, values, slots = [], [], []
-    for s, kv_len in enumerate(kv_lens):
-        used = -(-kv_len // page_size)
-        table[s, :used] = order[s * pages_per_seq : s * pages_per_seq + used]
-        keys.append(np.asarray(jnp.asarray(rng.normal(size=(kv_len, kv_heads, head_dim)), dtype)))
-        values.append(np.asarray(jnp.asarray(rng.normal(size=(kv_len, kv_heads, head_dim)), dtype)))
-        position = np.arange(kv_len)
-        slots.append(table[s, position // page_size] * page_size + position % page_size)
-    pages = jnp.full(layout.shape, jnp.nan, dtype)
-    if layout.storage_dtype == jnp.uint16:
-        pages = jax.lax.bitcast_convert_type(pages, jnp.uint16)
-    padding = np.full(3, num_pages * page_size)  # slots past the end must be dropped
-    nothing = np.zeros((3, kv_heads, head_dim), np.float32)
-    pages = write_kv(
-        pages,
-        jnp.asarray(np.concatenate([*keys, nothing]), dtype),
-        jnp.asarray(np.concatenate([*values, nothing]), dtype),
-        jnp.asarray(np.concatenate([*slots, padding]), jnp.int32),
-    )
-    num_tokens = sum(q_lens)
-    q = np.asarray(jnp.asarray(rng.normal(size=(num_tokens + token_padding, kv_heads * group, head_dim)), dtype))
-    cu_q_lens = np.concatenate([[0], np.cumsum(q_lens), np.full(seq_padding, num_tokens)]).astype(np.int32)
-    out, lse = paged_attention(
-        jnp.asarray(q),
-        pages,
-        jnp.asarray(table),
-        jnp.asarray(cu_q_lens),
-        jnp.asarray(list(kv_lens) + [0] * seq_padding, jnp.int32),
-        jnp.asarray([len(kv_lens)], jnp.int32),
-        num_decode_slots=num_decode,
-        return_lse=True,
-    )
-    assert out.dtype == dtype and lse.dtype == jnp.float32
-    assert np.isfinite(np.asarray(out, np.float64)).all(), "a masked or unwritten slot was read"
-    want, want_lse = attend(q[:num_tokens], keys, values, q_lens, kv_lens, 1 / math.sqrt(head_dim))
-    got = np.asarray(out, np.float64)[:num_tokens]
-    assert np.linalg.norm(got - want) <= TOLERANCE[dtype] * np.linalg.norm(want)
-    finite = np.isfinite(want_lse)
-    got_lse = np.asarray(lse, np.float64)[:num_tokens]
-    assert (np.isfinite(got_lse) == finite).all()
-    assert np.linalg.norm(got_lse[finite] - want_lse[finite]) <= TOLERANCE[dtype] * np.linalg.norm(want_lse[finite])
+def edges(page_size: int) -> tuple[list[int], list[int]]:
+    """q_lens and kv_lens around a page's size."""
+    q_lens = [1, page_size - 1, page_size, page_size + 1, 100]
+    return q_lens, [1, page_size - 1, 2 * page_size, page_size + 1, 331]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("page_size", [16, 128])
 def test_prompt_chunks(dtype, page_size):
-    q_lens = [1, page_size - 1, page_size, page_size + 1, 200]
-    kv_lens = [1, page_size - 1, 2 * page_size, page_size + 1, 531]
-    run_case(
-        0, dtype, q_lens, kv_lens, num_decode=0, page_size=page_size, kv_heads=2, group=3, head_dim=64, seq_padding=2
+    q_lens, kv_lens = edges(page_size)
+    case = make_case(
+        0, q_dtype=dtype, q_lens=q_lens, kv_lens=kv_lens, num_decode=0, page_size=page_size, seq_padding=2, **HEADS
     )
+    check_paged_attention(case)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_decode_slots_with_empty_ones(dtype):
     kv_lens = [1, 15, 0, 16, 17, 300, 0]
-    run_case(1, dtype, [1] * 7, kv_lens, num_decode=7, page_size=16, kv_heads=3, group=3, head_dim=64)
+    check_paged_attention(
+        make_case(1, q_dtype=dtype, q_lens=[1] * 7, kv_lens=kv_lens, num_decode=7, page_size=16, **HEADS)
+    )
+
+
+@pytest.mark.parametrize(
+    ("q_dtype", "page_dtype"),
+    [
+        (jnp.float32, jnp.float32),
+        (jnp.float32, jnp.bfloat16),
+        (jnp.bfloat16, jnp.bfloat16),
+        (jnp.float32, jnp.int8),
+        (jnp.bfloat16, jnp.float8_e4m3fn),
+    ],
+)
+@pytest.mark.parametrize("how", [{}, {"sliding_window": 21, "soft_cap": 1.5}], ids=["plain", "window-cap"])
+def test_decode_and_prompt_chunks_in_one_step(q_dtype, page_dtype, how):
+    """Pages wholly before a sequence's lowest window are poisoned too, as if they had been given away."""
+    q_lens, kv_lens = [1, 1, 1, 40, 70], [33, 0, 90, 40, 200]
+    readable = None
+    if "sliding_window" in how:
+        window = how["sliding_window"]
+        readable = [max(0, n - q - window + 1) // 16 * 16 for q, n in zip(q_lens, kv_lens, strict=True)]
+    case = make_case(
+        2,
+        q_dtype=q_dtype,
+        page_dtype=page_dtype,
+        q_lens=q_lens,
+        kv_lens=kv_lens,
+        num_decode=3,
+        page_size=16,
+        token_padding=9,
+        seq_padding=3,
+        first_readable=readable,
+        **HEADS,
+    )
+    check_paged_attention(case, **how)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_decode_and_prompt_chunks_in_one_step(dtype):
-    q_lens, kv_lens = [1, 1, 1, 40, 130], [33, 0, 90, 40, 400]
-    run_case(
-        2,
-        dtype,
-        q_lens,
-        kv_lens,
-        num_decode=3,
-        page_size=16,
-        kv_heads=1,
-        group=8,
-        head_dim=128,
-        token_padding=9,
-        seq_padding=3,
+def test_keys_from_a_start_and_without_causality(dtype):
+    """A backend's own `attend`: what the suffix pass and the family pass ask of it."""
+    common = {"q_dtype": dtype, "page_size": 16, "seq_padding": 2, "token_padding": 3, **HEADS}
+    starts, kv_lens = [16, 0, 64, 32, 16], [33, 0, 90, 90, 16]
+    check_attend(make_case(3, q_lens=[1, 1, 1, 40, 17], kv_lens=kv_lens, kv_starts=starts, num_decode=3, **common))
+    family = make_case(
+        4, q_lens=[1, 33, 16, 17], kv_lens=[32, 0, 288, 400], kv_starts=[16, 0, 0, 96], num_decode=0, **common
     )
+    check_attend(family, causal=False, soft_cap=2.0)
 
 
 shapes = st.fixed_dictionaries(
@@ -112,21 +94,112 @@ shapes = st.fixed_dictionaries(
         "head_dim": st.sampled_from([8, 64]),
         "token_padding": st.integers(0, 5),
         "seq_padding": st.integers(0, 2),
+        "page_dtype": st.sampled_from([jnp.float32, *QUANTISED]),
     }
 )
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.data(), shapes, st.integers(0, 2**31))
-def test_any_ragged_batch(data, shape, seed):
+@settings(max_examples=8, deadline=None)
+@given(st.data(), shapes, st.none() | st.integers(1, 200), st.none() | st.floats(0.5, 30), st.integers(0, 2**31))
+def test_any_ragged_batch(data, shape, window, cap, seed):
     num_decode = data.draw(st.integers(0, 3))
-    chunks = data.draw(st.lists(st.integers(1, 150), min_size=0 if num_decode else 1, max_size=3))
+    chunks = data.draw(st.lists(st.integers(1, 100), min_size=0 if num_decode else 1, max_size=3))
     q_lens = [1] * num_decode + chunks
     kv_lens = data.draw(st.tuples(*[st.integers(0, 150)] * num_decode, *[st.integers(n, n + 150) for n in chunks]))
-    run_case(seed, jnp.float32, q_lens, list(kv_lens), num_decode=num_decode, **shape)
+    case = make_case(seed, q_lens=q_lens, kv_lens=list(kv_lens), num_decode=num_decode, **shape)
+    check_paged_attention(case, sliding_window=window, soft_cap=cap)
 
 
-def test_an_unknown_backend_is_refused():
-    assert resolve_backend("auto", "cpu") == "jnp"
-    with pytest.raises(ValueError, match="expected auto or one of jnp, got 'cuda'"):
-        resolve_backend("cuda", "cpu")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, *QUANTISED])
+def test_write_puts_a_steps_keys_into_their_slots(dtype):
+    """Rounded to the page dtype, divided by the scales, clipped at its limits; slots past the end are dropped."""
+    layout = PageLayout(num_pages=5, page_size=16, num_kv_heads=2, head_dim=64, dtype=dtype)
+    rng = np.random.default_rng(5)
+    k, v = rng.normal(size=(2, 20, 2, 64)).astype(np.float32)
+    k[0, 0, :2] = 1e4, -1e4
+    slots = rng.permutation(5 * 16)[:20].astype(np.int32)
+    slots[7:9] = 5 * 16
+    scales = np.array([[0.02, 0.03], [0.01, 0.04]], np.float32) if layout.dtype.itemsize == 1 else None
+    written = jax.jit(write_kv)(layout.zeros(), k, v, slots, kv_scales=scales)
+    for half, values, scale in zip(
+        unpack(layout, written), (k, v), [None] * 2 if scales is None else scales, strict=True
+    ):
+        got = half.astype(np.float32).transpose(0, 2, 1, 3).reshape(5 * 16, 2, 64)
+        want = np.zeros_like(got)
+        numbers = values if scale is None else values / scale[None, :, None]
+        if dtype == jnp.int8:
+            numbers = np.clip(np.rint(numbers), -127, 127)
+        elif dtype == jnp.float8_e4m3fn:
+            numbers = np.clip(numbers, -448, 448)
+        kept = slots < 5 * 16
+        want[slots[kept]] = numbers[kept].astype(layout.dtype).astype(np.float32)
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_schedule_serves_every_layer():
+    case = make_case(6, q_lens=[1, 1, 30], kv_lens=[40, 0, 64], num_decode=2, page_size=16, **HEADS)
+    args = [jnp.asarray(x) for x in (case.page_table, case.cu_q_lens, case.kv_lens, case.num_seqs)]
+    schedule = make_schedule(*args[1:], geometry=case.geometry())
+    with_it = paged_attention(jnp.asarray(case.q), case.kv_pages, *args, num_decode_slots=2, schedule=schedule)
+    without = paged_attention(jnp.asarray(case.q), case.kv_pages, *args, num_decode_slots=2)
+    np.testing.assert_array_equal(with_it, without)
+
+
+def arguments(dtype=jnp.bfloat16):
+    """A valid call of 6 tokens and 2 sequences; a test breaks one thing."""
+    layout = PageLayout(num_pages=4, page_size=16, num_kv_heads=2, head_dim=64, dtype=dtype)
+    return {
+        "q": jnp.zeros((6, 4, 64), jnp.bfloat16),
+        "kv_pages": layout.zeros(),
+        "page_table": jnp.zeros((2, 3), jnp.int32),
+        "cu_q_lens": jnp.array([0, 1, 6], jnp.int32),
+        "kv_lens": jnp.array([1, 5], jnp.int32),
+        "num_seqs": jnp.array([2], jnp.int32),
+        "num_decode_slots": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": jnp.zeros((6, 4, 128), jnp.bfloat16)}, "head_dim 128 does not fit pages"),
+        ({"q": jnp.zeros((6, 3, 64), jnp.bfloat16)}, "3 query heads and 2 key heads"),
+        ({"q": jnp.zeros((6, 4, 64), jnp.float16)}, "q dtype: expected bfloat16 or float32, got float16"),
+        ({"q": jnp.zeros((6, 64), jnp.bfloat16)}, "q: expected 3 axes"),
+        ({"kv_pages": jnp.zeros((4, 2, 2, 16, 64), jnp.int32)}, "made by a PageLayout"),
+        ({"cu_q_lens": jnp.zeros(2, jnp.int32)}, r"cu_q_lens: expected int32 \(3,\)"),
+        ({"kv_lens": jnp.zeros(2, jnp.float32)}, r"kv_lens: expected int32 \(2,\), got float32"),
+        ({"num_seqs": jnp.array(2, jnp.int32)}, r"num_seqs: expected int32 \(1,\)"),
+        ({"num_decode_slots": 3}, "num_decode_slots: expected 0 to the number of sequences"),
+        ({"sliding_window": 0}, "sliding_window: expected at least 1 key"),
+        ({"soft_cap": 0.0}, "soft_cap: expected a positive number"),
+        ({"sm_scale": -1.0}, "sm_scale: expected a positive number"),
+        ({"kv_scales": jnp.ones((2, 2), jnp.float32)}, "kv_scales: expected none with bfloat16 pages"),
+        ({"backend": "triton"}, "expected one of jnp, tpu, gpu"),
+    ],
+)
+def test_bad_arguments_are_refused_when_traced(change, message):
+    with pytest.raises(ValueError, match=message):
+        paged_attention(**arguments() | change)
+
+
+def test_bad_scales_and_writes_are_refused():
+    call = arguments(jnp.int8)
+    with pytest.raises(ValueError, match="kv_scales: expected scales with int8 pages"):
+        paged_attention(**call)
+    with pytest.raises(ValueError, match=r"kv_scales: expected float32 \(2, 2\)"):
+        paged_attention(**call, kv_scales=jnp.ones((2, 4), jnp.float32))
+    pages, new = call["kv_pages"], jnp.zeros((6, 2, 64))
+    with pytest.raises(ValueError, match=r"expected k and v of shape \[T, 2, 64\]"):
+        write_kv(pages, new, new[:, :1], jnp.zeros(6, jnp.int32))
+    with pytest.raises(ValueError, match=r"slots: expected int32 \(6,\)"):
+        write_kv(pages, new, new, jnp.zeros(5, jnp.int32))
+
+
+def test_a_geometry_is_a_static_argument():
+    call = arguments()
+    one, same = (
+        Geometry.from_arrays(call["q"], call["kv_pages"], call["page_table"], num_decode_slots=1) for _ in range(2)
+    )
+    assert hash(one) == hash(same) and one == same
+    assert (one.group, one.page_dtype, one.num_tokens, one.pages_per_seq) == (2, jnp.bfloat16, 6, 3)

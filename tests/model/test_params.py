@@ -39,14 +39,16 @@ def test_packed_matrices_compute_what_the_separate_ones_do() -> None:
     params, groups, dim = packed(config, tensors), config.num_query_groups, config.head_dim
     x = np.random.default_rng(1).standard_normal(config.hidden_size).astype(np.float32)
     layer = "model.layers.1"
-    qkv = np.einsum("e,ekgd->kgd", x, params["layers.1.qkv"])
+    columns = np.einsum("e,ekc->kc", x, params["layers.1.qkv"])
+    halves = columns[:, :-dim].reshape(config.num_kv_heads, 2, groups + 1, dim // 2)
+    turned = np.concatenate([halves[:, 0], halves[:, 1]], axis=-1)  # [K, G + 1, D]: the queries, then the key
     q = (tensors[f"{layer}.self_attn.q_proj.weight"] @ x).reshape(config.num_heads, dim)
     k = (tensors[f"{layer}.self_attn.k_proj.weight"] @ x).reshape(config.num_kv_heads, dim)
     v = (tensors[f"{layer}.self_attn.v_proj.weight"] @ x).reshape(config.num_kv_heads, dim)
     for head in range(config.num_heads):
-        np.testing.assert_allclose(qkv[head // groups, head % groups], q[head], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(qkv[:, groups], k, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(qkv[:, groups + 1], v, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(turned[head // groups, head % groups], q[head], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(turned[:, groups], k, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(columns[:, -dim:], v, rtol=1e-4, atol=1e-4)
 
     out = np.einsum("kgd,kgde->e", q.reshape(config.num_kv_heads, groups, dim), params["layers.1.out"])
     np.testing.assert_allclose(out, tensors[f"{layer}.self_attn.o_proj.weight"] @ q.reshape(-1), rtol=1e-3, atol=1e-3)

@@ -82,6 +82,15 @@ def test_known_nucleus():
     assert kept == [[0], [0, 1], [0, 1, 2], [0, 1, 2], [0, 1], [0, 1, 2]]
 
 
+@pytest.mark.parametrize("vocab", [1, 511, 512, 513, 2000])
+def test_greedy_takes_the_first_of_equal_logits(vocab):
+    logits = np.random.default_rng(vocab).integers(0, 3, (40, vocab)).astype(np.float32)
+    logits[0] = 0.0
+    logits[1, -1] = 9.0
+    tokens, _ = sample(jnp.asarray(logits), SamplingArrays.greedy(40))
+    np.testing.assert_array_equal(tokens, logits.argmax(axis=1))
+
+
 def test_greedy_rows_take_the_most_likely_token_and_its_log_probability():
     logits = np.random.default_rng(0).normal(size=(8, VOCAB)).astype(np.float32)
     temperature = np.array([0, 1] * 4, np.float32)

@@ -84,8 +84,9 @@ class FakeDevice:
         assert len(plan.decode) <= limits.max_num_seqs
         assert len(plan.prefill) <= limits.max_prefill_seqs
         assert plan.num_prefill_tokens <= limits.prefill_tokens
-        tokens = [self._compute(row) for row in plan.rows]
-        self.note(scheduler.settle(plan, tokens, [0.0] * len(tokens), now))
+        tokens = [[self._compute(row)] for row in plan.rows]
+        scheduler.started(plan)
+        self.note(scheduler.settle(plan, tokens, [[0.0]] * len(tokens)))
         scheduler.validate()
         return True
 

@@ -24,8 +24,11 @@ class Checkpoint(Protocol):
 
     model_config: ModelConfig
 
-    def read(self, spec: ParamSpec) -> np.ndarray[Any, Any]:
-        """One parameter, packed: `spec.shape`, float32 or as stored. CheckpointError: missing or of another shape."""
+    def read(self, spec: ParamSpec, dtype: Any = None) -> np.ndarray[Any, Any]:
+        """One parameter, packed: `spec.shape`, float32 or as stored. CheckpointError: missing or of another shape.
+
+        dtype: what the caller will round it to; a reader that has to compute the values makes them in it at once.
+        """
         ...
 
     def close(self) -> None: ...

@@ -38,11 +38,11 @@ class GGUFCheckpoint:
             self._file.close()
             raise
 
-    def read(self, spec: ParamSpec) -> np.ndarray[Any, Any]:
-        """The packed parameter, float32."""
+    def read(self, spec: ParamSpec, dtype: Any = None) -> np.ndarray[Any, Any]:
+        """The packed parameter, in `dtype` (None: float32)."""
         sources = []
         for name, shape in zip(spec.gguf, spec.source_shapes, strict=True):
-            tensor = self._file.read(name)
+            tensor = self._file.read(name, np.float32 if dtype is None else dtype)
             if tensor.shape != shape:
                 raise CheckpointError(
                     f"{self._file.path}: expected tensor {name!r} of shape {list(shape)} (from the metadata), "

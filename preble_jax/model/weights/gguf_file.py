@@ -20,7 +20,10 @@ from gguf.quants import dequantize
 
 from preble_jax.errors import CheckpointError
 
+Array = np.ndarray[Any, Any]
+
 _VERSIONS = (2, 3)
+_CHUNK_VALUES = 1 << 18  # dequantised at a time: that takes several float32 arrays of the size
 _MAX_DIMS = 4
 _SCALARS = {
     GGUFValueType.UINT8: "<u1",
@@ -77,31 +80,50 @@ class GGUFFile:
             self.close()
             raise CheckpointError(f"{self.path}: {error}; fetch the file again") from error
 
-    def read(self, name: str) -> np.ndarray[Any, Any]:
-        """One tensor as float32 (a copy), dequantised. CheckpointError where it is missing or its type is unknown."""
+    def read(self, name: str, dtype: Any = np.float32) -> Array:
+        """One tensor as `dtype` (a copy), dequantised. CheckpointError where it is missing or its type is unknown.
+
+        Piece by piece: neither the file nor the float32 values are in memory as a whole.
+        """
         info = self.tensors.get(name)
         if info is None:
             raise CheckpointError(f"{self.path}: expected a tensor {name!r}, which is missing; is it a whole model?")
-        plain = _PLAIN.get(info.type)
-        if plain is not None:
-            values = np.frombuffer(self._map, plain, prod(info.shape), info.offset)
-            return values.astype(np.float32).reshape(info.shape)
-        raw = np.frombuffer(self._map, np.uint8, info.num_bytes, info.offset)
-        try:
-            return np.array(dequantize(raw.reshape(_byte_shape(info)), info.type), np.float32).reshape(info.shape)
-        except NotImplementedError as error:
-            raise CheckpointError(
-                f"{self.path}: tensor {name!r} is of type {info.type.name}, which cannot be dequantised; "
-                "use another quantisation of this model"
-            ) from error
+        num_rows = prod(info.shape[:-1])
+        values = np.empty((num_rows, info.shape[-1]), dtype)
+        step = max(1, _CHUNK_VALUES // max(1, info.shape[-1]))
+        for first in range(0, num_rows, step):
+            last = min(first + step, num_rows)
+            start, end = (info.offset + info.num_bytes * row // num_rows for row in (first, last))
+            values[first:last] = self._dequantised(info, start, end)
+            self._forget()
+        return values.reshape(info.shape)
 
     def close(self) -> None:
         self._map.close()
 
+    def _dequantised(self, info: TensorInfo, start: int, end: int) -> Array:
+        """The rows in these bytes of the file, float32."""
+        plain = _PLAIN.get(info.type)
+        if plain is not None:
+            dtype = np.dtype(plain)
+            values = np.frombuffer(self._map, dtype, (end - start) // dtype.itemsize, start)
+            return values.astype(np.float32).reshape(-1, info.shape[-1])
+        block, size = GGML_QUANT_SIZES[info.type]
+        raw = np.frombuffer(self._map, np.uint8, end - start, start)
+        try:
+            rows: Array = dequantize(raw.reshape(-1, info.shape[-1] // block * size), info.type)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"{self.path}: tensor {info.name!r} is of type {info.type.name}, which cannot be dequantised; "
+                "use another quantisation of this model"
+            ) from error
+        return rows
 
-def _byte_shape(info: TensorInfo) -> tuple[int, ...]:
-    block, size = GGML_QUANT_SIZES[info.type]
-    return (*info.shape[:-1], info.shape[-1] // block * size)
+    def _forget(self) -> None:
+        """What was read through the map counts as this process's memory until it is told to go: all of it, because
+        the system maps more than was asked for, on both sides."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 class _BadHeader(Exception):

@@ -60,7 +60,7 @@ class OrbaxCheckpoint:
         except Exception as error:  # Orbax raises anything from AttributeError to its own
             raise self._damaged(error) from error
 
-    def read(self, spec: ParamSpec) -> np.ndarray[Any, Any]:
+    def read(self, spec: ParamSpec, dtype: Any = None) -> np.ndarray[Any, Any]:
         """One whole parameter, in the dtype it was stored in."""
         self._check(spec)
         target = jax.ShapeDtypeStruct(

@@ -26,7 +26,11 @@ Array = np.ndarray[Any, Any]
 
 
 class SafetensorsCheckpoint:
-    """A Hugging Face folder. All files are opened, so that a missing or truncated shard is known at once."""
+    """A Hugging Face folder. All files are opened, so that a missing or truncated shard is known at once.
+
+    None stays open: an open one is mapped, and what was read through the map would count as this process's memory,
+    beside the weights made of it, until the last tensor has been read.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
@@ -40,31 +44,31 @@ class SafetensorsCheckpoint:
             read_json(self._folder / "config.json"), read_json(generation) if generation.is_file() else None
         )
         weight_map = self._weight_map()
-        files = {file: _open(self._folder / file) for file in sorted(set(weight_map.values()))}
-        held = {file: frozenset(opened.keys()) for file, opened in files.items()}
-        self._tensors: dict[str, tuple[str, Any]] = {}  # name -> (file's name, open file)
+        files = sorted(set(weight_map.values()))
+        held = {file: frozenset(_open(self._folder / file).keys()) for file in files}
+        self._files: dict[str, str] = {}  # tensor -> file's name
         for name, file in weight_map.items():
             if name not in held[file]:
                 raise CheckpointError(f"{self._folder / file}: expected the tensor {name!r} that {_INDEX} puts there")
-            self._tensors[name] = (file, files[file])
+            self._files[name] = file
 
-    def read(self, spec: ParamSpec) -> Array:
+    def read(self, spec: ParamSpec, dtype: Any = None) -> Array:
         """The packed parameter, in the file's dtype."""
         sources = [self._read(name, shape) for name, shape in zip(spec.hf, spec.source_shapes, strict=True)]
         return spec.pack(self.model_config, sources)
 
     def close(self) -> None:
-        self._tensors.clear()  # a file is unmapped when its last handle goes
+        """Nothing is held open."""
 
     def _read(self, name: str, shape: tuple[int, ...]) -> Array:
-        if name not in self._tensors:
+        if name not in self._files:
             raise CheckpointError(
-                f"{self._folder}: expected a tensor {name!r}, which is missing among {len(self._tensors)}; "
+                f"{self._folder}: expected a tensor {name!r}, which is missing among {len(self._files)}; "
                 "is the folder complete?"
             )
-        file, opened = self._tensors[name]
+        file = self._files[name]
         try:
-            tensor: Array = opened.get_tensor(name)
+            tensor: Array = _open(self._folder / file).get_tensor(name)  # a copy
         except (SafetensorError, TypeError, AttributeError) as error:  # a dtype NumPy has no name for
             raise CheckpointError(f"{self._folder / file}: cannot read tensor {name!r}: {error}") from error
         if tensor.shape != shape:

@@ -84,7 +84,7 @@ def test_weights_arrive_whole_and_split_as_the_table_says(
     qkv = params["layers.0.qkv"]
     assert len(qkv.sharding.device_set) == (num_devices or 1)
     shard_shapes = {shard.data.shape for shard in qkv.addressable_shards}
-    assert shard_shapes == {(48, 4 // (num_devices or 1), 4, 8)}
+    assert shard_shapes == {(48, 4 // (num_devices or 1), 4 * 8)}
     if num_devices == 4:
         assert params["layers.0.down"].sharding.spec == P("tensor", None)
         assert params["embedding"].addressable_shards[0].data.shape == (80, 48)

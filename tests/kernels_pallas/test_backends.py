@@ -1,0 +1,77 @@
+"""Which backend serves which device, and what is said about it, once."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import pytest
+
+from kernels_pallas import BACKENDS, backends, resolve_backend
+
+
+@dataclass(frozen=True)
+class Device:
+    platform: str
+    device_kind: str
+    compute_capability: str = ""
+
+
+HOPPER = Device("gpu", "NVIDIA H200", "9.0")
+BLACKWELL = Device("gpu", "NVIDIA B200", "10.0")
+
+
+@pytest.fixture(autouse=True)
+def nothing_logged_yet():
+    backends._log_once.cache_clear()
+    yield
+    backends._log_once.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("device", "chosen"),
+    [
+        ("cpu", "jnp"),
+        (Device("cpu", "cpu"), "jnp"),
+        (Device("tpu", "TPU v6 lite"), "tpu"),
+        (HOPPER, "gpu"),
+        (BLACKWELL, "jnp"),
+        (Device("gpu", "NVIDIA A100", "8.0"), "jnp"),
+        ("gpu", "jnp"),
+    ],
+)
+def test_auto(device, chosen):
+    assert resolve_backend("auto", device) == chosen
+    assert resolve_backend("jnp", device) == "jnp"
+
+
+def test_the_choice_is_logged_once(caplog):
+    caplog.set_level(logging.INFO)
+    for _ in range(3):
+        resolve_backend("auto", BLACKWELL)
+    warning, info = caplog.records
+    assert warning.levelno == logging.WARNING and info.levelno == logging.INFO
+    assert "for Hopper (compute capability 9.0), and gpu (NVIDIA B200) has 10.0" in warning.message
+    assert info.message == "attention backend: jnp on gpu (NVIDIA B200)"
+
+
+def test_names_that_cannot_be_served():
+    with pytest.raises(
+        ValueError, match="expected auto or one of jnp, tpu, gpu, tpu-interpret, gpu-interpret, got 'cuda'"
+    ):
+        resolve_backend("cuda", "cpu")
+    with pytest.raises(
+        ValueError, match=r"'tpu' cannot run on gpu \(NVIDIA H200\); expected auto, jnp, or tpu-interpret"
+    ):
+        resolve_backend("tpu", HOPPER)
+    with pytest.raises(ValueError, match="'gpu' cannot run on cpu"):
+        resolve_backend("gpu", "cpu")
+    assert resolve_backend("tpu-interpret", "cpu") == "tpu-interpret"
+    with pytest.raises(ValueError, match="expected one of jnp"):
+        backends.load("auto")
+
+
+def test_every_name_can_be_loaded_or_names_what_is_missing():
+    for name in BACKENDS:
+        backend = backends.load(name)
+        assert all(callable(getattr(backend, f)) for f in ("make_schedule", "attend", "write_kv", "check"))
