@@ -89,7 +89,7 @@ class EngineSettings:
     max_num_seqs: int = 64
     decode_buckets: tuple[int, ...] = ()
     prefill_buckets: tuple[int, ...] = (128, 512)
-    max_prefill_seqs: int = 8
+    max_prefill_seqs: int = 16
     attention: str = "auto"
     shared_prefix: bool = True
     decode_steps: int = 8

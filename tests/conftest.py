@@ -11,6 +11,10 @@ _FLAG = "--xla_force_host_platform_device_count=4"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backend", default="auto", help="attention backend of the engine's tests: jnp, tpu, gpu, ...")
+
+
 @pytest.fixture(scope="session")
 def default_model() -> Path:
     """The default model's GGUF file, fetched into the user's cache where it is not there yet."""

@@ -37,12 +37,13 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="session")
-def make_engine() -> Callable[..., Engine]:
+def make_engine(request: pytest.FixtureRequest) -> Callable[..., Engine]:
     """Engines by settings; those that compile to the same programs share them, and weights; the cache starts empty."""
     runners: dict[Config, ModelRunner] = {}
+    backend = request.config.getoption("--backend")
 
     def make(**settings: object) -> Engine:
-        config = from_keywords(Config(), **{**SETTINGS, **settings})
+        config = from_keywords(Config(), **{**SETTINGS, "attention": backend, **settings})
         key = from_keywords(config, prefix_cache=True)  # no part of any program
         if key not in runners:
             mesh = make_mesh(config.mesh.tensor)

@@ -1,0 +1,78 @@
+"""The engine on the Pallas kernels, interpreted: the same tokens as on jnp, from families, chunks and single tokens.
+
+pytest --backend tpu-interpret tests/engine     runs every other test of the engine on that backend
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from preble_jax.config import Config
+from preble_jax.config_files import from_keywords
+from preble_jax.engine.engine import Engine
+from preble_jax.engine.runner import ModelRunner, make_mesh
+from preble_jax.model.config import ModelConfig
+from preble_jax.model.weights import random_params
+from preble_jax.progress import NullProgress
+from preble_jax.request import Request
+from preble_jax.sampling_params import SamplingParams
+
+MODEL = ModelConfig(
+    vocab_size=256,
+    hidden_size=64,
+    intermediate_size=64,
+    num_layers=1,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    max_position=256,
+    tie_embeddings=False,
+)
+
+
+def generate(backend: str, prompts: list[list[int]], num_tokens: int) -> list[tuple[list[int], list[float]]]:
+    config = from_keywords(
+        Config(),
+        attention=backend,
+        dtype="bfloat16",
+        page_size=16,
+        num_pages=64,
+        max_num_seqs=8,
+        prefill_buckets=(32,),
+        max_prefill_seqs=2,
+    )
+    mesh = make_mesh(1)
+    params = random_params(MODEL, 3, jnp.dtype(config.model.dtype), mesh, config.model.weight_format)
+    runner = ModelRunner(config, MODEL, params, mesh)
+    runner.compile(NullProgress())
+    engine = Engine(config, runner, MODEL.vocab_size)
+    sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, logprobs=True)
+    for i, prompt in enumerate(prompts):
+        engine.add(Request(request_id=str(i), prompt_token_ids=prompt, sampling=sampling))
+    made: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
+    while engine.has_work:
+        for output in engine.step():
+            tokens, logprobs = made[int(output.request_id)]
+            tokens += output.token_ids
+            logprobs += output.logprobs
+    return made
+
+
+def check_against_jnp(backend: str, prompts: list[list[int]], num_tokens: int) -> None:
+    for (tokens, logprobs), (expected, expected_logprobs) in zip(
+        generate(backend, prompts, num_tokens), generate("jnp", prompts, num_tokens), strict=True
+    ):
+        assert tokens == expected
+        np.testing.assert_allclose(logprobs, expected_logprobs, atol=2e-2)
+
+
+def test_tpu_kernels_make_the_tokens_of_jnp() -> None:
+    head = [(7 * i) % 250 for i in range(40)]
+    check_against_jnp("tpu-interpret", [[*head, i, 5, 9 * i] for i in range(3)], num_tokens=4)
+
+
+def test_gpu_kernels_make_the_tokens_of_jnp() -> None:
+    pytest.importorskip("jax.experimental.pallas.mosaic_gpu")
+    check_against_jnp("gpu-interpret", [[(7 * i) % 250 for i in range(20)]], num_tokens=2)
