@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from kernels_pallas.backends import Schedule, load
 from kernels_pallas.families import SharedPrefixes
 from kernels_pallas.geometry import Geometry
+from kernels_pallas.layout import page_dtype
 from kernels_pallas.shared_prefix import attend_with_families
 
 
@@ -33,7 +34,8 @@ def write_kv(
     """Writes a step's new keys and values into their pages; donate `kv_pages` and nothing is copied.
 
     k, v [T, Hkv, D]; slots [T] int32 = page * page_size + offset in the page. A slot past the last page is padding
-    and dropped. kv_scales [2, Hkv] float32, for int8 and fp8 pages: what K and V are divided by. Returns the pages.
+    and dropped. kv_scales [2, Hkv] float32, with int8 and fp8 pages alone: what K and V are divided by. Returns the
+    pages. Raises ValueError, when traced, for shapes or scales that do not fit the pages.
     """
     num_heads, in_a_page = kv_pages.shape[1], kv_pages.shape[2] * kv_pages.shape[4]
     if k.shape != v.shape or k.ndim != 3 or k.shape[1] != num_heads or 2 * k.shape[2] != in_a_page:
@@ -43,8 +45,8 @@ def write_kv(
         )
     if slots.shape != k.shape[:1] or slots.dtype != jnp.int32:
         raise ValueError(f"slots: expected int32 {k.shape[:1]}, one a token, got {slots.dtype} {slots.shape}")
+    _check_scales(kv_scales, page_dtype(kv_pages.dtype), num_heads)
     if kv_scales is not None:
-        _check_scales(kv_scales, num_heads)
         k, v = (x.astype(jnp.float32) / kv_scales[i][None, :, None] for i, x in enumerate((k, v)))
     return load(backend).write_kv(kv_pages, k, v, slots)
 
@@ -153,11 +155,7 @@ def paged_attention(
     geometry = Geometry.from_arrays(q, kv_pages, page_table, num_decode_slots=num_decode_slots)
     _check_lengths(geometry, cu_q_lens, kv_lens, num_seqs, page_table)
     _check_numbers(sm_scale, sliding_window, soft_cap)
-    if geometry.quantised != (kv_scales is not None):
-        raise ValueError(
-            f"kv_scales: expected {'scales' if geometry.quantised else 'none'} with {geometry.page_dtype} pages, got "
-            f"{'none' if kv_scales is None else 'scales'}"
-        )
+    _check_scales(kv_scales, geometry.page_dtype, geometry.num_kv_heads)
     backend_ = load(backend)
     backend_.check(geometry, sliding_window=sliding_window, soft_cap=soft_cap)
     families = None if shared is None or sliding_window else SharedPrefixes(*map(jnp.asarray, shared))
@@ -167,7 +165,6 @@ def paged_attention(
         raise ValueError("schedule: expected one made with the same `shared`, and without it where a window is set")
     queries = q
     if kv_scales is not None:
-        _check_scales(kv_scales, geometry.num_kv_heads)
         k_scale, v_scale = (jnp.repeat(scale, geometry.group)[None, :, None] for scale in kv_scales)
         queries = (q.astype(jnp.float32) * k_scale).astype(q.dtype)
     out, lse = attend_with_families(
@@ -215,7 +212,16 @@ def _check_numbers(sm_scale: float | None, sliding_window: int | None, soft_cap:
         raise ValueError(f"soft_cap: expected a positive number or None, got {soft_cap}")
 
 
-def _check_scales(kv_scales: jax.Array, num_kv_heads: int) -> None:
+def _check_scales(kv_scales: jax.Array | None, pages: jnp.dtype, num_kv_heads: int) -> None:
+    """pages: the dtype of their numbers; those of one byte have scales, others none."""
+    quantised = pages.itemsize == 1
+    if quantised != (kv_scales is not None):
+        raise ValueError(
+            f"kv_scales: expected {'scales' if quantised else 'none'} with {pages} pages, got "
+            f"{'none' if kv_scales is None else 'scales'}"
+        )
+    if kv_scales is None:
+        return
     if kv_scales.shape != (2, num_kv_heads) or kv_scales.dtype != jnp.float32:
         raise ValueError(
             f"kv_scales: expected float32 {(2, num_kv_heads)}, for K and V a scale for each key head, got "

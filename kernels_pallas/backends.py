@@ -62,6 +62,9 @@ class Attend(Protocol):
         key kv_lens[s] - 1, a query at p sees keys up to p and, with a window w, only those after p - w. Rows of
         the table from num_seqs[0] on are ignored. soft_cap c: scores become c * tanh(scores / c).
 
+        Products take operands of at least q's dtype and sum in float32; the gpu backend, which has bfloat16 pages
+        alone, casts float32 queries to bfloat16.
+
         What lies in a page outside [kv_starts, kv_lens), NaN too, never reaches a result. Rows of `out` that belong to
         no sequence are undefined but finite.
         """
@@ -123,6 +126,11 @@ def resolve_backend(name: str, device: jax.Device | str) -> str:
     if name in ("tpu", "gpu") and platform not in (name, *(("cuda",) if name == "gpu" else ())):
         raise ValueError(
             f"attention backend: {name!r} cannot run on {kind}; expected auto, jnp, or {name}-interpret for a test"
+        )
+    if name == "gpu" and capability not in ("", _HOPPER):
+        raise ValueError(
+            f"attention backend: 'gpu' is for Hopper (compute capability {_HOPPER}), and {kind} has {capability}; "
+            "expected auto or jnp"
         )
     chosen = _automatic(platform, kind, capability) if name == "auto" else name
     _log_once(logging.INFO, f"attention backend: {chosen} on {kind}{'' if name == 'auto' else ', as set'}")

@@ -5,6 +5,9 @@ it. Counting how many sequences of the step name each page therefore shows the w
 row the count only falls, and every stretch of equal counts above one is a node of that tree, a *run* of pages with
 the same members.
 
+A tree can be as deep as there are sequences, each longer by a page than the one before. Beyond `MAX_DEPTH` the runs
+that differ little from one below are left out first, which bounds the depth by the logarithm of the sequences.
+
 A cost rule chooses which runs become families. A run that does not pay is read by the families below it, or by the
 sequences themselves: what a sequence reads is always consecutive, family after family, then its own keys.
 """
@@ -21,6 +24,8 @@ from kernels_pallas.family_costs import COSTS, FamilyCosts
 from kernels_pallas.geometry import Geometry
 
 MAX_LEVELS = 2
+MAX_DEPTH = 16  # of a tree whose runs are all considered
+_NEARLY_ALL = 7 / 8  # of what a run's readers pay
 HostOrDeviceArray = Any  # numpy where the host fills it in, jax.Array in the compiled step
 
 
@@ -149,20 +154,30 @@ class FamilyPlanner:
         if not self.costs.of_prompts:
             num_pages[num_decode_slots:] = 0
         roots = _tree(page_table, num_pages, q_lens, self.costs.plain(q_lens, num_decode_slots))
-        choices = [self._best(root, 0, self.levels) for root in roots]
+        known: dict[tuple[int, int, int], _Choice] = {}
+        choices = [self._best(root, 0, self.levels, known) for root in _thinned(roots)]
         if sum(choice.saved for choice in choices) > self.costs.step:
             _fill(shared, [f for choice in choices for f in choice.families], cu_q_lens, self.page_size)
         return shared
 
-    def _best(self, run: _Run, start: int, levels: int) -> _Choice:
-        """The families that save most in the tree under `run`, whose members have nothing yet from column `start`."""
+    def _best(self, run: _Run, start: int, levels: int, known: dict[tuple[int, int, int], _Choice]) -> _Choice:
+        """The families that save most in the tree under `run`, whose members have nothing yet from column `start`.
+
+        As deep a recursion as the tree, see `_thinned`. known: earlier answers, by the arguments.
+        """
         if not levels:
             return _NOTHING
+        asked = id(run), start, levels
+        if asked not in known:
+            known[asked] = self._choose(run, start, levels, known)
+        return known[asked]
+
+    def _choose(self, run: _Run, start: int, levels: int, known: dict[tuple[int, int, int], _Choice]) -> _Choice:
         saved = self.costs.saved(run.plain_cost, run.num_tokens, (run.stop - start) * self.page_size)
         if not run.children:
             return _Choice(saved, (_Family(run, start, self.levels - levels),)) if saved > 0 else _NOTHING
-        without = _all(self._best(child, start, levels) for child in run.children)
-        below = _all(self._best(child, run.stop, levels - 1) for child in run.children)
+        without = _all(self._best(child, start, levels, known) for child in run.children)
+        below = _all(self._best(child, run.stop, levels - 1, known) for child in run.children)
         if saved + below.saved <= max(without.saved, 0):
             return without
         family = _Family(run, start, self.levels - levels)
@@ -205,6 +220,27 @@ def _tree(page_table: np.ndarray, num_pages: np.ndarray, q_lens: np.ndarray, pla
     for run, end in zip(runs, representative.tolist(), strict=True):
         (runs[run_of[end - 1]].children if has_parent[end] else roots).append(run)
     return roots
+
+
+def _thinned(roots: list[_Run]) -> list[_Run]:
+    """The same trees, if they are at most `MAX_DEPTH` runs deep. Otherwise, from the bottom up, a run is left out where
+    one below it has nearly all its readers by cost; those under it begin where it began, and its other readers read it
+    for themselves. A run then costs at least 8 / 7 of any below it."""
+    depths = [roots]
+    while depths[-1]:
+        depths.append([child for run in depths[-1] for child in run.children])
+    if len(depths) - 1 <= MAX_DEPTH:
+        return roots
+    left: dict[int, list[_Run]] = {}  # by id: what stands for a run, itself or those under it
+    for run in (run for runs in reversed(depths) for run in runs):
+        run.children = [other for child in run.children for other in left[id(child)]]
+        if any(child.plain_cost >= _NEARLY_ALL * run.plain_cost for child in run.children):
+            for child in run.children:
+                child.start = run.start
+            left[id(run)] = run.children
+        else:
+            left[id(run)] = [run]
+    return [run for root in roots for run in left[id(root)]]
 
 
 def _num_readers(table: np.ndarray, num_pages: np.ndarray) -> np.ndarray:

@@ -179,7 +179,9 @@ def attend(
 ) -> tuple[jax.Array, jax.Array]:
     """See `kernels_pallas.backends.Attend`."""
     scores = _Scores(causal=causal, sliding_window=sliding_window, soft_cap=soft_cap)
-    tile_dtype = geometry.q_dtype if geometry.quantised else geometry.page_dtype
+    # Of queries and pages the wider, so that float32 queries lose nothing to bfloat16 pages; 8 bits are no such dtype.
+    from_queries = geometry.quantised or geometry.q_dtype == jnp.float32
+    tile_dtype = geometry.q_dtype if from_queries else geometry.page_dtype
     slots, num_tokens = geometry.num_decode_slots, geometry.num_tokens
     rows = q.astype(jnp.float32) * sm_scale
     rows = rows.reshape(num_tokens, geometry.num_kv_heads, geometry.group, geometry.head_dim)

@@ -275,7 +275,7 @@ def _consume(task: Task, warpgroup: Any, results: tuple[Any, ...], smem: dict[st
     # the same consumer's. All rows see every key of the earliest ones.
     apart = task.steps_apart
     first = lax.rem(warpgroup + (apart - lax.rem(item.first_step, jnp.int32(apart))), jnp.int32(apart))
-    step = functools.partial(_step, task, item, warpgroup, q, _last_seen(task, item, tile_row), smem, first)
+    step = functools.partial(_step, task, item, warpgroup, q, _positions(task, item, tile_row), smem, first)
 
     def own(num_steps: Any) -> Any:
         return lax.div(jnp.maximum(num_steps - first + (apart - 1), 0), jnp.int32(apart))
@@ -298,13 +298,15 @@ def _iota(task: Task, shape: tuple[int, int], axis: int) -> Any:
     return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=None if task.interpret else plgpu.Layout.WGMMA)
 
 
-def _last_seen(task: Task, item: _Item, tile_row: Any) -> Any:
-    """[W, B] int32, or a scalar: the last key that each row sees."""
+def _positions(task: Task, item: _Item, tile_row: Any) -> Any:
+    """[W, B] int32: where each row's query sits among its sequence's keys; None where no mask asks for it.
+
+    Often past the item's end: of a split tile an item has some of the keys, but a window ends at the query.
+    """
     if not task.causal:
-        return item.end - 1
-    shape = (WGMMA_ROWS, task.blocks.block_kv)
-    row = _iota(task, shape, 0) + tile_row
-    return jnp.minimum(lax.div(row, jnp.int32(task.group)) + item.position, item.end - 1)
+        return None
+    row = _iota(task, (WGMMA_ROWS, task.blocks.block_kv), 0) + tile_row
+    return lax.div(row, jnp.int32(task.group)) + item.position
 
 
 def _num_full_steps(task: Task, item: _Item) -> Any:
@@ -320,7 +322,7 @@ def _step(
     item: _Item,
     warpgroup: Any,
     q: Any,
-    last_seen: Any,
+    position: Any,
     smem: dict[str, Any],
     first: Any,
     i: Any,
@@ -345,9 +347,11 @@ def _step(
         scale = task.soft_cap * _LOG2E
     if masked:
         key = _iota(task, shape, 1) + first_key
-        visible = key <= last_seen
+        visible = key < item.end
+        if task.causal:
+            visible = visible & (key <= position)
         if task.sliding_window is not None:
-            visible = visible & (key > last_seen - task.sliding_window)
+            visible = visible & (key > position - task.sliding_window)
         scores = jnp.where(visible, scores, -jnp.inf)  # NaN of unwritten keys too
 
     new_maximum = jnp.maximum(maximum, scores.max(axis=1) * scale)

@@ -13,19 +13,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kernels_pallas import resolve_backend
-from kernels_pallas.families import FamilyPlanner
-from kernels_pallas.family_costs import family_costs
-from preble_jax import env
 from preble_jax.config import Config
 from preble_jax.engine.arrays import ArrayBuilder
+from preble_jax.engine.attention import choose_attention
 from preble_jax.engine.programs import StepProgram
 from preble_jax.engine.shapes import StepShape, StepShapes
 from preble_jax.errors import ConfigError
-from preble_jax.kv.device import allocate_pages, pages_sharding, sized_layout
+from preble_jax.kv.device import allocate_pages, pages_sharding
 from preble_jax.model.config import ModelConfig
 from preble_jax.model.decoder import AttentionCall, Decoder
-from preble_jax.model.params import spec_for
 from preble_jax.model.rope import rotation_table
 from preble_jax.model.weights.load import Params
 from preble_jax.progress import Progress
@@ -53,37 +49,14 @@ class ModelRunner:
     def __init__(self, config: Config, model: ModelConfig, params: Params, mesh: Mesh) -> None:
         self.mesh = mesh
         self.shapes = StepShapes(config.engine)
-        device = mesh.devices.flat[0]
-        try:
-            self._backend = resolve_backend(env.attention_backend(config.engine.attention), device)
-        except ValueError as error:
-            raise ConfigError(f"engine.attention: {error}") from None
         self._dtype = jnp.dtype(config.model.dtype)
-        heads = spec_for(("kv_heads",), (model.num_kv_heads,), mesh.shape)[0]
-        layout = sized_layout(
-            config.kv,
-            num_layers=model.num_layers,
-            num_kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim,
-            dtype=jnp.dtype(config.model.dtype),
-            num_shards=mesh.shape["tensor"] if heads else 1,
-            max_tokens=config.engine.max_num_seqs
-            * min(config.model.max_model_len or model.max_position, model.max_position),
-            device=device,
-            backend=self._backend,
-        )
-        self.num_pages = layout.num_pages
-        capacity = self.num_pages * config.kv.page_size
-        self.max_model_len = min(config.model.max_model_len or model.max_position, model.max_position, capacity)
-        pages_per_seq = -(-self.max_model_len // config.kv.page_size)
+        attention = choose_attention(config, model, mesh, self.shapes)
+        self._backend = attention.backend
+        self.num_pages = attention.layout.num_pages
+        self.max_model_len = attention.max_model_len
         num_slots = 2 * config.engine.max_num_seqs  # as many as the scheduler's
-        families = FamilyPlanner(page_size=config.kv.page_size, costs=family_costs(self._backend))
         self._arrays = ArrayBuilder(
-            self.num_pages,
-            config.kv.page_size,
-            pages_per_seq,
-            num_slots,
-            families if config.engine.shared_prefix else None,
+            self.num_pages, config.kv.page_size, attention.pages_per_seq, num_slots, attention.planner
         )
         self._max_steps = config.engine.decode_steps
         self._page_size = config.kv.page_size
@@ -92,7 +65,7 @@ class ModelRunner:
         self._graph, self.params = nnx.split(Decoder(model, params, rotation))
         weights, self._treedef = jax.tree.flatten(self.params)
         self._weights = tuple(weights)
-        self.pages = allocate_pages(layout, model.num_layers, pages_sharding(mesh, heads))
+        self.pages = allocate_pages(attention.layout, model.num_layers, pages_sharding(mesh, attention.heads))
         self._last_tokens = jax.device_put(np.zeros(num_slots, np.int32), self._everywhere)
         self.programs: dict[StepShape, Any] = {}
 

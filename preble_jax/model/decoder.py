@@ -24,7 +24,7 @@ from kernels_pallas import (
     paged_attention,
     write_kv,
 )
-from kernels_pallas.layout import page_dtype
+from kernels_pallas.layout import page_dtype as stored_page_dtype
 from preble_jax.model.config import ModelConfig
 from preble_jax.model.params import spec_for
 from preble_jax.model.quantize import QuantizedMatrix, Weight
@@ -61,21 +61,41 @@ class AttentionCall(NamedTuple):
     backend: str
     dtype: jnp.dtype
 
-    def schedule(self, model: ModelConfig, step: StepArrays, kv_pages: jax.Array) -> StepSchedule:
-        """The kernels' loops for a step, on pages like `kv_pages`; the same on each device and in each layer."""
+    def geometry(
+        self,
+        model: ModelConfig,
+        *,
+        num_tokens: int,
+        num_seqs: int,
+        pages_per_seq: int,
+        page_size: int,
+        page_dtype: jnp.dtype,
+    ) -> Geometry:
+        """Of a step, on each device."""
         heads = spec_for(("kv_heads",), (model.num_kv_heads,), self.mesh.shape)[0]
         num_kv_heads = model.num_kv_heads // (self.mesh.shape[heads] if heads else 1)
-        geometry = Geometry(
-            num_tokens=step.token_ids.shape[0],
-            num_seqs=step.page_table.shape[0],
-            pages_per_seq=step.page_table.shape[1],
+        return Geometry(
+            num_tokens=num_tokens,
+            num_seqs=num_seqs,
+            pages_per_seq=pages_per_seq,
             num_q_heads=num_kv_heads * model.num_query_groups,
             num_kv_heads=num_kv_heads,
             head_dim=model.head_dim,
-            page_size=kv_pages.shape[3],
+            page_size=page_size,
             num_decode_slots=self.num_decode_slots,
-            page_dtype=page_dtype(kv_pages.dtype),
+            page_dtype=page_dtype,
             q_dtype=self.dtype,
+        )
+
+    def schedule(self, model: ModelConfig, step: StepArrays, kv_pages: jax.Array) -> StepSchedule:
+        """The kernels' loops for a step, on pages like `kv_pages`; the same on each device and in each layer."""
+        geometry = self.geometry(
+            model,
+            num_tokens=step.token_ids.shape[0],
+            num_seqs=step.page_table.shape[0],
+            pages_per_seq=step.page_table.shape[1],
+            page_size=kv_pages.shape[3],
+            page_dtype=stored_page_dtype(kv_pages.dtype),
         )
         return make_schedule(
             step.cu_q_lens, step.kv_lens, step.num_seqs, geometry=geometry, shared=step.shared, backend=self.backend

@@ -1,14 +1,20 @@
 """The engine on the Pallas kernels, interpreted: the same tokens as on jnp, from families, chunks and single tokens.
 
-pytest --backend tpu-interpret tests/engine     runs every other test of the engine on that backend
+pytest --backend tpu-interpret tests/engine     runs the engine's other tests that take their engine from `make_engine`
+on that backend, with a model and pages of sizes that it serves; tests that ask for other sizes are skipped. It is slow
+in an interpreter: -k picks some.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels_pallas.families import FamilyPlanner, SharedPrefixes
+from kernels_pallas.family_costs import COSTS, FamilyCosts
 from preble_jax.config import Config
 from preble_jax.config_files import from_keywords
 from preble_jax.engine.engine import Engine
@@ -30,6 +36,7 @@ MODEL = ModelConfig(
     max_position=256,
     tie_embeddings=False,
 )
+ALWAYS = FamilyCosts(prompt_tile=1, prompt_pass=1.0, family_tile=1, family_pass=0.01, row=0, family=0, step=0)
 
 
 def generate(backend: str, prompts: list[list[int]], num_tokens: int) -> list[tuple[list[int], list[float]]]:
@@ -68,9 +75,26 @@ def check_against_jnp(backend: str, prompts: list[list[int]], num_tokens: int) -
         np.testing.assert_allclose(logprobs, expected_logprobs, atol=2e-2)
 
 
-def test_tpu_kernels_make_the_tokens_of_jnp() -> None:
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[FamilyCosts, int]]:
+    """Families always pay on the kernels; every step's costs and number of families."""
+    for name in ("tpu", "gpu"):
+        monkeypatch.setitem(COSTS, name, ALWAYS)
+    plan, steps = FamilyPlanner.plan, list[tuple[FamilyCosts, int]]()
+
+    def recorded(planner: FamilyPlanner, *args: Any, **how: Any) -> SharedPrefixes:
+        shared = plan(planner, *args, **how)
+        steps.append((planner.costs, int(shared.num_families[0])))
+        return shared
+
+    monkeypatch.setattr(FamilyPlanner, "plan", recorded)
+    return steps
+
+
+def test_tpu_kernels_make_the_tokens_of_jnp(planned: list[tuple[FamilyCosts, int]]) -> None:
     head = [(7 * i) % 250 for i in range(40)]
     check_against_jnp("tpu-interpret", [[*head, i, 5, 9 * i] for i in range(3)], num_tokens=4)
+    assert max(num for costs, num in planned if costs is ALWAYS) > 0, "no step of the kernels had a family"
 
 
 def test_gpu_kernels_make_the_tokens_of_jnp() -> None:

@@ -64,6 +64,8 @@ def test_names_that_cannot_be_served():
         ValueError, match=r"'tpu' cannot run on gpu \(NVIDIA H200\); expected auto, jnp, or tpu-interpret"
     ):
         resolve_backend("tpu", HOPPER)
+    with pytest.raises(ValueError, match=r"'gpu' is for Hopper .* has 10.0; expected auto or jnp"):
+        resolve_backend("gpu", BLACKWELL)
     with pytest.raises(ValueError, match="'gpu' cannot run on cpu"):
         resolve_backend("gpu", "cpu")
     assert resolve_backend("tpu-interpret", "cpu") == "tpu-interpret"

@@ -195,6 +195,39 @@ def test_a_system_prompt_and_tool_lists():
         assert [f[:2] for f in families(shared, arrays(step)[1])] == expected
 
 
+def chain_step(num):
+    """Decode slots of which each has a page more than the one before, all theirs shared but the last."""
+    tables = [[*range(s + 1), 1000 + s] for s in range(num)]
+    return tables, [1] * num, [(s + 1) * PAGE + 1 for s in range(num)], num
+
+
+@pytest.mark.parametrize("rule", [ALWAYS, COSTS["jnp"], COSTS["tpu"]], ids=["always", "jnp", "tpu"])
+@pytest.mark.parametrize("levels", [1, 2, 12])
+def test_a_tree_as_deep_as_there_are_sequences(rule, levels):
+    step = chain_step(512)
+    shared = plan(step, costs=rule, levels=levels)
+    found = families(shared, arrays(step)[1])
+    assert found
+    for s in range(512):
+        read = [(start, stop) for start, stop, members in found if s in members]
+        assert [start for start, _ in read] == [0, *(stop for _, stop in read)][:-1], "consecutive from key 0"
+        assert shared.own_starts[s] == max((stop for _, stop in read), default=0) <= (s + 1) * PAGE
+        assert len(read) <= levels
+    for _, stop, members in found:
+        assert len(members) > 1 and members[0] * PAGE + PAGE >= stop, "a member has all of the run's pages"
+
+
+@pytest.mark.parametrize("head", [0, 3, 200])
+def test_thinning_a_deep_tree_costs_little(head):
+    """Against the best single family, of all runs of a chain behind `head` pages that everybody shares."""
+    num, rule = 100, COSTS["jnp"]
+    tables = [[*range(head + s + 1), 1000 + s] for s in range(num)]
+    step = tables, [1] * num, [(head + s + 1) * PAGE + 1 for s in range(num)], num
+    ((start, stop, members),) = families(plan(step, costs=rule, levels=1), arrays(step)[1])
+    best = max(rule.saved(num - s, num - s, (head + s + 1) * PAGE) for s in range(num - 1))
+    assert start == 0 and rule.saved(len(members), len(members), stop) >= 0.8 * best
+
+
 def test_static_sizes():
     step = decode_step(6, 4)
     shared, nothing = plan(step), SharedPrefixes.empty(num_tokens=9, num_seqs=8)

@@ -6,9 +6,14 @@ Two blocks of threads are simulated, so that each goes through several items.
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+from functools import partial
 
-from kernels_pallas.gpu.schedule import launches
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels_pallas.gpu import kernel
+from kernels_pallas.gpu.schedule import launches, make_schedule
 from oracles.paged_cases import check_attend, make_case
 
 BF16 = {"backend": "gpu-interpret", "q_dtype": jnp.bfloat16, "page_dtype": jnp.bfloat16}
@@ -62,6 +67,30 @@ def test_window_and_soft_cap_skip_pages():
         **BF16,
     )
     check_attend(case, sliding_window=40, soft_cap=20.0)
+
+
+def test_window_of_split_keys_starts_at_the_query():
+    case = make_case(
+        5,
+        q_lens=[1, 20],
+        kv_lens=[700, 600],
+        num_decode=1,
+        page_size=64,
+        kv_heads=1,
+        group=2,
+        head_dim=64,
+        first_readable=[256, 128],
+        **BF16,
+    )
+    geometry, window = case.geometry(), 400
+    lengths = (case.cu_q_lens, case.kv_starts, case.kv_lens, case.num_seqs)
+    schedule = jax.jit(partial(make_schedule, geometry=geometry))(*lengths)
+    for launch, items in zip(launches(geometry), schedule, strict=True):
+        table = np.asarray(items.table)[: int(items.num_items[0])]
+        assert launch.max_splits > 1 and len(table) > 1, "a part's end must not be the query's position"
+        first_seen = table[0, kernel.POSITION] - window + 1
+        assert first_seen < table[:-1, kernel.KEY_END].max(), "the window must start in a part that is not the last"
+    check_attend(case, sliding_window=window)
 
 
 def test_families_see_every_key_of_a_range():

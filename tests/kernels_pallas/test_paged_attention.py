@@ -189,7 +189,15 @@ def test_bad_scales_and_writes_are_refused():
         paged_attention(**call)
     with pytest.raises(ValueError, match=r"kv_scales: expected float32 \(2, 2\)"):
         paged_attention(**call, kv_scales=jnp.ones((2, 4), jnp.float32))
+    scales, slots = jnp.ones((2, 2), jnp.float32), jnp.zeros(6, jnp.int32)
     pages, new = call["kv_pages"], jnp.zeros((6, 2, 64))
+    for dtype in QUANTISED:
+        with pytest.raises(ValueError, match=f"kv_scales: expected scales with {jnp.dtype(dtype)} pages, got none"):
+            write_kv(arguments(dtype)["kv_pages"], new, new, slots)
+    with pytest.raises(ValueError, match=r"kv_scales: expected float32 \(2, 2\)"):
+        write_kv(pages, new, new, slots, kv_scales=scales[:, :1])
+    with pytest.raises(ValueError, match="kv_scales: expected none with bfloat16 pages, got scales"):
+        write_kv(arguments()["kv_pages"], new, new, slots, kv_scales=scales)
     with pytest.raises(ValueError, match=r"expected k and v of shape \[T, 2, 64\]"):
         write_kv(pages, new, new[:, :1], jnp.zeros(6, jnp.int32))
     with pytest.raises(ValueError, match=r"slots: expected int32 \(6,\)"):

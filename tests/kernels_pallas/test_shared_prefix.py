@@ -49,6 +49,30 @@ def test_nested_families(q_dtype, page_dtype, levels):
     check_paged_attention(case, shared=shared, soft_cap=3.0)
 
 
+@pytest.mark.parametrize("backend", ["tpu-interpret", "gpu-interpret"])
+def test_nested_families_on_the_kernels(backend):
+    """Two families below a third, decode slots and a prompt chunk; the kernels' own calls, gathered and merged."""
+    if backend == "gpu-interpret":
+        pytest.importorskip("jax.experimental.pallas.mosaic_gpu")
+    case = make_case(
+        2,
+        backend=backend,
+        q_dtype=jnp.bfloat16,
+        q_lens=[1, 1, 1, 1, 3],
+        kv_lens=[50, 38, 35, 20, 36],
+        num_decode=4,
+        parents=[None, (0, 2), (0, 1), (0, 1), (2, 2)],
+        page_size=16,
+        kv_heads=1,
+        group=1,
+        head_dim=64,
+    )
+    shared = families_of(case)
+    assert shared.num_families[0] == 3
+    assert shared.own_starts.tolist() == [32, 32, 32, 16, 32] and shared.kv_starts[:3].tolist().count(16) == 2
+    check_paged_attention(case, shared=shared)
+
+
 def test_a_family_larger_than_a_tile():
     num = 19
     case = make_case(

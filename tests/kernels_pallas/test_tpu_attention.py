@@ -39,6 +39,7 @@ def run(seed=0, *, causal=True, sliding_window=None, soft_cap=None, page_size=16
     ("head_dim", "q_dtype", "page_dtype", "page_size"),
     [
         (64, F32, INT8, 16),
+        (64, F32, BF16, 16),
         (128, BF16, BF16, 16),
         (128, BF16, FP8, 64),
         (256, BF16, INT8, 16),
@@ -63,6 +64,7 @@ def test_decode(head_dim, q_dtype, page_dtype, page_size):
     [
         (64, BF16, BF16, 16, 3),
         (64, F32, FP8, 16, 1),
+        (64, F32, BF16, 16, 1),
         (128, F32, F32, 16, 4),
         (128, BF16, INT8, 32, 4),
         (256, F32, F32, 16, 2),
