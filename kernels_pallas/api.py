@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, overload
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.backends import Schedule, load
+from kernels_pallas.backends import Schedule, for_pages
 from kernels_pallas.families import SharedPrefixes
 from kernels_pallas.geometry import Geometry
 from kernels_pallas.layout import page_dtype
@@ -48,7 +48,7 @@ def write_kv(
     _check_scales(kv_scales, page_dtype(kv_pages.dtype), num_heads)
     if kv_scales is not None:
         k, v = (x.astype(jnp.float32) / kv_scales[i][None, :, None] for i, x in enumerate((k, v)))
-    return load(backend).write_kv(kv_pages, k, v, slots)
+    return for_pages(backend, page_dtype(kv_pages.dtype)).write_kv(kv_pages, k, v, slots)
 
 
 def make_schedule(
@@ -62,7 +62,7 @@ def make_schedule(
 ) -> StepSchedule:
     """What `paged_attention` would compute for itself in every layer. Arguments as there; a layer with a sliding
     window takes a schedule made without `shared`, because it reads its keys without families."""
-    backend_ = load(backend)
+    backend_ = for_pages(backend, geometry.page_dtype)
     if shared is None:
         starts = jnp.zeros_like(kv_lens)
         return StepSchedule(backend_.make_schedule(cu_q_lens, starts, kv_lens, num_seqs, geometry=geometry), None)
@@ -156,7 +156,7 @@ def paged_attention(
     _check_lengths(geometry, cu_q_lens, kv_lens, num_seqs, page_table)
     _check_numbers(sm_scale, sliding_window, soft_cap)
     _check_scales(kv_scales, geometry.page_dtype, geometry.num_kv_heads)
-    backend_ = load(backend)
+    backend_ = for_pages(backend, geometry.page_dtype)
     backend_.check(geometry, sliding_window=sliding_window, soft_cap=soft_cap)
     families = None if shared is None or sliding_window else SharedPrefixes(*map(jnp.asarray, shared))
     if schedule is None:

@@ -12,6 +12,7 @@ from functools import cache, partial
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from kernels_pallas.geometry import Geometry
 
@@ -110,6 +111,21 @@ def load(name: str) -> Backend:
     module: Any = importlib.import_module(_MODULES[name.removesuffix("-interpret")])
     backend: Backend = _Interpreted(module) if name.endswith("-interpret") else module
     return backend
+
+
+def for_pages(name: str, page_dtype: jnp.dtype) -> Backend:
+    """The backend called `name`, or jnp where its kernel cannot read int8 or fp8 pages: those of "gpu" lie as jnp's do.
+
+    Said once in the log. Raises ValueError for an unknown name.
+    """
+    if name.startswith("gpu") and jnp.dtype(page_dtype).itemsize == 1:
+        _log_once(
+            logging.WARNING,
+            f"attention backend: the GPU kernel reads bfloat16 pages; {jnp.dtype(page_dtype)} ones are read by plain "
+            "XLA, which is slower",
+        )
+        return load("jnp")
+    return load(name)
 
 
 def resolve_backend(name: str, device: jax.Device | str) -> str:

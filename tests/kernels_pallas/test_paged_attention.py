@@ -204,6 +204,28 @@ def test_bad_scales_and_writes_are_refused():
         write_kv(pages, new, new, jnp.zeros(5, jnp.int32))
 
 
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_the_gpu_backend_leaves_quantised_pages_to_jnp(dtype):
+    """Written and read: the two lay pages out alike."""
+    sizes = {
+        "page_size": 16,
+        "kv_heads": 2,
+        "group": 2,
+        "head_dim": 64,
+        "page_dtype": dtype,
+        "backend": "gpu-interpret",
+    }
+    check_paged_attention(make_case(5, q_lens=[1, 1, 20], kv_lens=[33, 16, 40], num_decode=2, **sizes))
+    pages = PageLayout(
+        num_pages=3, page_size=16, num_kv_heads=2, head_dim=64, dtype=jnp.dtype(dtype), backend="gpu-interpret"
+    ).zeros()
+    new = jnp.asarray(np.random.default_rng(0).standard_normal((4, 2, 64)), jnp.float32)
+    scales = jnp.full((2, 2), 0.05, jnp.float32)
+    written = write_kv(pages, new, new, jnp.arange(16, 20, dtype=jnp.int32), kv_scales=scales, backend="gpu-interpret")
+    stored = np.asarray(written[1, :, 0, :4].astype(jnp.float32)).transpose(1, 0, 2) * 0.05
+    np.testing.assert_allclose(stored, new, rtol=0.07, atol=0.03)
+
+
 def test_a_geometry_is_a_static_argument():
     call = arguments()
     one, same = (
