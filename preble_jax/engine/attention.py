@@ -52,6 +52,8 @@ def choose_attention(config: Config, model: ModelConfig, mesh: Mesh, shapes: Ste
         raise ConfigError(f"engine.attention: {error}") from None
     try:
         return _serve(backend, config, model, mesh, shapes)
+    except ConfigError:  # a ValueError that has nothing to do with the backend: memory is short
+        raise
     except ValueError as error:
         if setting != "auto" or backend == "jnp":
             raise ConfigError(f"engine.attention, backend {backend}: {error}") from None

@@ -28,7 +28,7 @@ MODEL = ModelConfig(
 
 
 def choose(**settings: object) -> attention.Attention:
-    config = from_keywords(Config(), num_pages=8, dtype="bfloat16", **settings)
+    config = from_keywords(Config(), **{"num_pages": 8, "dtype": "bfloat16", **settings})
     return choose_attention(config, MODEL, make_mesh(1), StepShapes(config.engine))
 
 
@@ -50,6 +50,11 @@ def test_the_environment_comes_first(monkeypatch):
     monkeypatch.setenv("PREBLE_ATTENTION", "cuda")
     with pytest.raises(ConfigError, match="expected auto or one of jnp"):
         choose()
+
+
+def test_short_memory_is_not_blamed_on_the_backend():
+    with pytest.raises(ConfigError, match=r"^kv"):
+        choose(num_pages=1)
 
 
 def test_sequences_are_no_longer_than_the_pool():
