@@ -30,7 +30,7 @@ from preble_jax.sched.limits import StepLimits
 from preble_jax.sched.local_scheduler import LocalScheduler
 from preble_jax.sched.queues import make_queue
 
-POLICIES = ("dlpm", "fcfs", "lpm", "priority_groups", "vtc")
+POLICIES = ("dlpm", "fair", "fcfs", "lpm", "priority_groups", "vtc")
 PAGE_SIZE, NUM_PAGES = 16, 198_516 // 16
 SHARED, TOOL, OWN, NUM_TOOLS, ZIPF = 600, 960, 275, 2_000, 1.3
 TENANT_ZIPF, OUTPUT_TOKENS = 1.1, 43

@@ -117,18 +117,22 @@ class QueueSettings:
     """The local scheduler's waiting queue.
 
     policy: who is tried first; docs/scheduling.md says when to choose which.
+    head_start: of fair: prompt tokens that the group takes on before a request is as good as one that comes then with
+        everything cached, for each token of the request that is not cached. 0: by arrival; large: least uncached first.
     num_priority_groups: P of priority_groups: requests are ranked by cached share of their prompt in P parts.
-    dlpm_quantum: Q_u of dlpm, service units (computed prompt tokens, at the default weights) that a tenant of weight 1
-        gets at a refill. More of it: longer runs of one prefix; less: tighter fairness between tenants.
+    dlpm_quantum: Q_u of fair and dlpm, service units (computed prompt tokens, at the default weights) that a tenant of
+        weight 1 gets at a refill. More of it: longer runs of one prefix; less: tighter fairness between tenants.
     max_waiting: requests; beyond it a request is refused with a retry hint.
     """
 
-    policy: Literal["priority_groups", "fcfs", "lpm", "vtc", "dlpm"] = "priority_groups"
+    policy: Literal["fair", "priority_groups", "fcfs", "lpm", "vtc", "dlpm"] = "fair"
+    head_start: float = 1.0
     num_priority_groups: int = 10
     dlpm_quantum: float = 2048.0
     max_waiting: int = 10_000
 
     def __post_init__(self) -> None:
+        _require("queue.head_start", self.head_start, 0)
         _require("queue.num_priority_groups", self.num_priority_groups, 1)
         _require("queue.max_waiting", self.max_waiting, 1)
         _require("queue.dlpm_quantum", self.dlpm_quantum, 1)
@@ -199,6 +203,8 @@ class SchedSettings(BaselineSettings):
         to more than autoscale_ratio times what it was over the window before.
     d2lpm_quantum_tokens: Q_w of d2lpm, service units (computed prompt tokens, at the default weights) that a tenant of
         weight 1 gets on each group at a refill. More of it: longer stays where the prefix is; less: tighter fairness.
+    delay_others, delay_decoding: least_added_delay: weights of the time that a request's prompt, and its output, take
+        from the requests that are on a group already.
     prefill_base_s + prefill_token_s * tokens: time to compute that many prompt tokens.
     decode_token_s: time one output token costs a group. `preble-jax profile` measures these three on any machine.
     cost_file: a file of `preble-jax profile`: its costs take the place of these three, unless an override gives them.
@@ -212,6 +218,8 @@ class SchedSettings(BaselineSettings):
     """
 
     placement: Literal[
+        "default",
+        "least_added_delay",
         "e2",
         "d2lpm",
         "round_robin",
@@ -230,6 +238,8 @@ class SchedSettings(BaselineSettings):
     autoscale: bool = True
     autoscale_ratio: float = 2.0
     d2lpm_quantum_tokens: int = 8192
+    delay_others: float = 0.2
+    delay_decoding: float = 0.5
     prefill_base_s: float = 0.03
     prefill_token_s: float = 0.0008
     decode_token_s: float = 0.006
@@ -250,7 +260,14 @@ class SchedSettings(BaselineSettings):
                 raise ConfigError(f"sched.{name}: expected finite seconds > 0, got {value}")
         for name in ("rebalance_ratio", "autoscale_ratio", "d2lpm_quantum_tokens"):
             _require(f"sched.{name}", getattr(self, name), 1)
-        for name in ("prefill_base_s", "prefill_token_s", "decode_token_s", "imbalance_ratio"):
+        for name in (
+            "prefill_base_s",
+            "prefill_token_s",
+            "decode_token_s",
+            "imbalance_ratio",
+            "delay_others",
+            "delay_decoding",
+        ):
             value = getattr(self, name)
             if not 0.0 <= value < float("inf"):
                 raise ConfigError(f"sched.{name}: expected a finite number >= 0, got {value}")

@@ -18,6 +18,8 @@ class Request:
     sampling.stop (strings) is not looked at here: text is made by whoever holds the tokenizer.
     stop_token_ids: all ids that end this request (end-of-sequence ids included unless ignored).
     cache_salt: isolation; requests with different salts never share pages.
+    block_hashes: of the prompt's full pages, from whoever has worked them out with the same salt and page size; it is
+        believed. None: the device group hashes the prompt.
     deadline_s: absolute, on the clock that is passed to the scheduler as `now`; None: no deadline.
     """
 
@@ -27,12 +29,13 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     tenant: str = "default"
     cache_salt: bytes = b""
+    block_hashes: Sequence[bytes] | None = None
     deadline_s: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)  # not frozen: made for every token, and that would take three times as long
 class RequestOutput:
-    """What a step made for one request: new tokens, and how it ended if it did.
+    """What a step made for one request: new tokens, and how it ended if it did. Not to be changed.
 
     token_ids: only the new ones. logprobs: one per new token when asked for, else empty.
     cached_tokens: prompt tokens that were not computed because pages held them (fixed at the first token).

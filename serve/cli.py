@@ -12,6 +12,7 @@ from pathlib import Path
 from preble_jax.config_files import parse_overrides
 from preble_jax.errors import PrebleError
 from serve import commands
+from serve.sim_arguments import add_plot_arguments, add_sim_arguments
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -134,6 +135,8 @@ _COMMANDS: Mapping[str, _Command] = {
     "chat": _Command(commands.chat, "Talk to a running cluster.", _chat_arguments),
     "profile": _Command(commands.profile, "Measure what work costs on this machine.", _profile_arguments),
     "bench": _Command(commands.bench, "Measure an engine's speed on this machine.", _bench_arguments),
+    "sim": _Command(commands.sim, "Simulate a cluster under a workload or a trace.", add_sim_arguments),
+    "plot": _Command(commands.plot, "Draw what `sim` and `sim sweep` have written.", add_plot_arguments),
     "compile": _Command(commands.compile_programs, "Compile a deployment's programs, so that it starts faster."),
     "fetch": _Command(commands.fetch, "Fetch a model and print where it is.", _fetch_arguments),
     "scheduler": _Command(commands.scheduler, "Run a global scheduler.", _process_arguments),

@@ -145,6 +145,21 @@ def bench(arguments: argparse.Namespace) -> int:
     return run_bench(config, arguments.workloads, arguments.seed, arguments.rounds, arguments.json)
 
 
+def sim(arguments: argparse.Namespace) -> int:
+    from serve.sim import print_names, run_sim
+    from serve.sim_sweep import run_sweep
+
+    if arguments.list:
+        return print_names()
+    return run_sweep(arguments) if arguments.mode == "sweep" else run_sim(arguments)
+
+
+def plot(arguments: argparse.Namespace) -> int:
+    from serve.plot import run_plot
+
+    return run_plot(arguments)
+
+
 def compile_programs(arguments: argparse.Namespace) -> int:
     """Named so because `compile` is a builtin."""
     from serve.precompile import run_compile

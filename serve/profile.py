@@ -34,6 +34,7 @@ def run_profile(config: Config, output: Path | None, cores: tuple[int, ...] | No
     costs = profile.costs()
     console = Console()
     console.print(_table(profile))
+    console.print(_step_table(profile))
     console.print(" ".join(f"--config.sched.{name}={value:g}" for name, value in costs.items()), soft_wrap=True)
     if output is not None:
         write_costs(output, {**costs, **_circumstances(config, profile, num_rounds)})
@@ -53,12 +54,30 @@ def _table(profile: Profile) -> Table:
     return table
 
 
+def _step_table(profile: Profile) -> Table:
+    table = Table(title="seconds of one step", title_justify="left")
+    for column in ("decoding", "of tokens", "shared", "chunks", "measured", "fitted"):
+        table.add_column(column, justify="left" if column == "chunks" else "right")
+    for kind, error in profile.step_errors().items():
+        seconds = profile.step_s[kind]
+        chunks = ", ".join(f"{extend} up to {length}" for extend, length in kind.chunks)
+        sizes = (str(kind.num_decode), f"{kind.longest_decode:g}", f"{kind.num_shared:g}", chunks)
+        table.add_row(*sizes, f"{seconds:.4f}", f"{seconds * (1 + error):.4f}")
+    return table
+
+
 def _circumstances(config: Config, profile: Profile, num_rounds: int) -> dict[str, object]:
     return {
         "prefill_s_by_tokens": profile.prefill_s,
         "prefill_relative_errors": {num: round(error, 3) for num, error in profile.prefill_errors().items()},
         "decode_step_s_by_batch": profile.decode_step_s,
         "context_tokens": profile.context_tokens,
+        "engine": dict(profile.engine),
+        "step_costs": None if profile.step_costs is None else profile.step_costs.to_json(),
+        "steps": [
+            {**kind._asdict(), "seconds": profile.step_s[kind], "relative_error": round(error, 3)}
+            for kind, error in profile.step_errors().items()
+        ],
         "rounds": num_rounds,
         "model": config.model.name,
         "dtype": config.model.dtype,

@@ -19,6 +19,7 @@ from pathlib import Path
 import grpc
 
 from preble_jax.config import Config
+from preble_jax.cost_file import COSTS
 from preble_jax.errors import GroupUnavailableError, InvalidRequestError, PrebleError
 from preble_jax.sched import (
     GlobalScheduler,
@@ -168,7 +169,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     def _costs(self, group: str) -> dict[str, float]:
         cost = self._scheduler.cost_of(group)
-        return vars(cost) if isinstance(cost, LinearCostModel) else {}
+        return {name: getattr(cost, name) for name in COSTS} if isinstance(cost, LinearCostModel) else {}
 
     def tick(self) -> None:
         """Lets time pass: call it every `TICK_S`."""

@@ -23,6 +23,8 @@ from preble_jax.errors import ConfigError
         ("engine.max_prefill_seqs", "0", "expected >= 1, got 0"),
         ("mesh.tensor", "0", "expected >= 1, got 0"),
         ("queue.num_priority_groups", "0", "expected >= 1, got 0"),
+        ("queue.head_start", "-0.5", "expected >= 0, got -0.5"),
+        ("queue.head_start", "inf", "finite"),
         ("queue.max_waiting", "0", "expected >= 1, got 0"),
         ("queue.dlpm_quantum", "0", "expected >= 1, got 0"),
         ("tenants.weights", "gold:0", "expected a number in .1e-6, 1e6. for 'gold', got 0.0"),

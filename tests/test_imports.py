@@ -58,7 +58,10 @@ ROOMS = {
     "preble_jax.engine": Rule(
         own=COMMON | {"kernels_pallas", "preble_jax.model", "preble_jax.kv", "preble_jax.sched"}, third_party=ARRAYS
     ),
-    "preble_jax.sim": Rule(own=COMMON | {"preble_jax.sched", "preble_jax.kv"}, third_party=frozenset({"numpy"})),
+    "preble_jax.sim": Rule(
+        own=COMMON | {"preble_jax.sched", "preble_jax.kv", "preble_jax.sim.plots"}, third_party=frozenset({"numpy"})
+    ),
+    "preble_jax.sim.plots": Rule(own=COMMON, third_party=frozenset({"matplotlib"})),
     # Beside the engine: what a frontend does for a client (tokens, text, salts) happens here too.
     "preble_jax.batch": Rule(
         own=COMMON | {"preble_jax.model", "preble_jax.engine", "preble_jax.kv.hashing", "serve.client"},

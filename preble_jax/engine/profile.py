@@ -10,12 +10,18 @@ import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
+from kernels_pallas.family_costs import family_costs
 from preble_jax.engine.engine import Engine
+from preble_jax.engine.step_cost_fit import fit_step_costs
+from preble_jax.engine.step_probe import StepProber
 from preble_jax.progress import Progress
 from preble_jax.request import Request
 from preble_jax.sampling_params import SamplingParams
+from preble_jax.sched.line_fit import fit_line
+from preble_jax.sched.step_costs import StepCosts, StepKind
 from preble_jax.sched.step_fit import PROFILED_ROWS
 
 PROMPT_TOKENS = (64, 128, 256, 512, 1024, 2048)
@@ -27,12 +33,18 @@ OUTPUT_TOKENS = 24
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """Medians over rounds, seconds. prefill_s: by prompt tokens. decode_step_s: by sequences that decode together, each
-    with context_tokens behind it. devices: kinds of the mesh's."""
+    with context_tokens behind it. devices: kinds of the mesh's.
+
+    step_s: by what was in a step; step_costs: fitted to it. engine: the engine's limits, as preble_jax.sim calls them.
+    """
 
     prefill_s: Mapping[int, float]
     decode_step_s: Mapping[int, float]
     context_tokens: int
     devices: tuple[str, ...] = ()
+    step_s: Mapping[StepKind, float] = field(default_factory=dict)
+    step_costs: StepCosts | None = None
+    engine: Mapping[str, int] = field(default_factory=dict)
 
     def costs(self) -> dict[str, float]:
         """The settings of the sched section that it amounts to."""
@@ -49,6 +61,12 @@ class Profile:
         base_s, token_s = fit_line(self.prefill_s)
         return {num: (base_s + token_s * num) / seconds - 1.0 for num, seconds in self.prefill_s.items()}
 
+    def step_errors(self) -> dict[StepKind, float]:
+        """Fitted over measured, less 1."""
+        if self.step_costs is None:
+            return {}
+        return {kind: self.step_costs.seconds(kind) / seconds - 1.0 for kind, seconds in self.step_s.items()}
+
 
 def measure(engine: Engine, num_rounds: int, progress: Progress) -> Profile:
     """Runs prompts nobody has cached, and batches that decode. The engine must be idle; what it cached is forgotten.
@@ -56,15 +74,20 @@ def measure(engine: Engine, num_rounds: int, progress: Progress) -> Profile:
     Lengths and batches beyond the engine's limits are left out. Rounds are interleaved, so that a machine that is slow
     for a while is slow for all of them.
     """
-    prober = _Prober(engine)
+    prober, steps = _Prober(engine), StepProber(engine)
     room = engine.limits.max_model_len - OUTPUT_TOKENS - 1
     pool = engine.cache.pool.num_pages * engine.config.kv.page_size
     context = min(CONTEXT_TOKENS, room, pool // 2)
     prompts = [num for num in PROMPT_TOKENS if num <= min(room, pool)] or [max(1, min(room, pool))]
     batches = [num for num in BATCHES if num <= engine.config.engine.max_num_seqs]
+    probes = steps.choose()
     prefill: dict[int, list[float]] = {num: [] for num in prompts}
     decode: dict[int, list[float]] = {num: [] for num in batches}
-    with progress.task("measuring steps", total=num_rounds * (len(prompts) + len(batches))) as task:
+    step: dict[StepKind, list[float]] = {probe.kind: [] for probe in probes}
+    num_measured = len(prompts) + len(batches) + len(probes)
+    for num in prompts:  # what runs for the first time takes longer
+        prober.prefill_s(num)
+    with progress.task("measuring steps", total=num_rounds * num_measured) as task:
         for _ in range(num_rounds):
             for num in prompts:
                 prefill[num].append(prober.prefill_s(num))
@@ -72,12 +95,37 @@ def measure(engine: Engine, num_rounds: int, progress: Progress) -> Profile:
             for num in batches:
                 decode[num].append(prober.decode_step_s(num, context))
                 task.advance()
+            for probe in probes:  # after the others, so that what it caches stays for all of them
+                step[probe.kind].append(steps.step_s(probe))
+                task.advance()
     engine.reset_prefix_cache()
+    step_s = _medians(step)
     return Profile(
         prefill_s=_medians(prefill),
         decode_step_s=_medians(decode),
         context_tokens=context,
         devices=tuple(device.device_kind for device in engine.runner.mesh.devices.flat),
+        step_s=step_s,
+        step_costs=_fit(engine, step_s),
+        engine={
+            "prefill_tokens": engine.limits.prefill_tokens,
+            "max_prefill_seqs": engine.limits.max_prefill_seqs,
+            "max_num_seqs": engine.limits.max_num_seqs,
+            "kv_tokens": pool,
+        },
+    )
+
+
+def _fit(engine: Engine, step_s: Mapping[StepKind, float]) -> StepCosts:
+    shapes = engine.runner.shapes
+    # One family of n reads a key in the time of family_pass slots: it is made where n are more.
+    costs = family_costs(engine.runner.backend)
+    return fit_step_costs(
+        step_s,
+        decode_slots=shapes.decode_slots,
+        prefill_tokens=shapes.prefill_sizes,
+        min_sharers=max(2, int(costs.family_pass) + 1) if engine.config.engine.shared_prefix else 0,
+        tile=costs.prompt_tile,
     )
 
 
@@ -121,19 +169,8 @@ class _Prober:
         )
 
 
-def _medians(samples: Mapping[int, Sequence[float]]) -> dict[int, float]:
+K = TypeVar("K")
+
+
+def _medians(samples: Mapping[K, Sequence[float]]) -> dict[K, float]:
     return {num: round(statistics.median(values), 6) for num, values in samples.items()}
-
-
-def fit_line(points: Mapping[int, float]) -> tuple[float, float]:
-    """(base, slope): least squares of relative errors, base at least 0. A single point is all slope."""
-    weights = {x: 1 / y**2 for x, y in points.items()}
-    total = sum(weights.values())
-    mean_x = sum(w * x for x, w in weights.items()) / total
-    mean_y = sum(weights[x] * y for x, y in points.items()) / total
-    spread = sum(w * (x - mean_x) ** 2 for x, w in weights.items())
-    slope = sum(weights[x] * (x - mean_x) * (y - mean_y) for x, y in points.items()) / spread if spread else 0.0
-    if slope > 0.0 and mean_y > slope * mean_x:
-        return mean_y - slope * mean_x, slope
-    # The line through 0 that is best in the same sense.
-    return 0.0, sum(weights[x] * x * y for x, y in points.items()) / sum(w * x * x for x, w in weights.items())

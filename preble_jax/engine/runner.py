@@ -51,7 +51,7 @@ class ModelRunner:
         self.shapes = StepShapes(config.engine)
         self._dtype = jnp.dtype(config.model.dtype)
         attention = choose_attention(config, model, mesh, self.shapes)
-        self._backend = attention.backend
+        self.backend = attention.backend
         self.num_pages = attention.layout.num_pages
         self.max_model_len = attention.max_model_len
         num_slots = 2 * config.engine.max_num_seqs  # as many as the scheduler's
@@ -102,7 +102,7 @@ class ModelRunner:
         return tokens, logprobs, max(counts)
 
     def _compile(self, shape: StepShape) -> Any:
-        call = AttentionCall(self.mesh, shape.num_decode_slots, self._backend, self._dtype)
+        call = AttentionCall(self.mesh, shape.num_decode_slots, self.backend, self._dtype)
         packing = self._arrays.packing(shape)
         program = StepProgram(
             graph=self._graph,

@@ -44,6 +44,16 @@ class StepShapes:
         self._max_prefill_seqs = settings.max_prefill_seqs
 
     @property
+    def decode_slots(self) -> tuple[int, ...]:
+        """Of the shapes that only decode, smallest first."""
+        return self._decode
+
+    @property
+    def prefill_sizes(self) -> tuple[int, ...]:
+        """Prompt tokens of the shapes that have any, smallest first."""
+        return self._prefill
+
+    @property
     def prefill_tokens(self) -> int:
         """The step's prompt-token budget."""
         return self._prefill[-1]

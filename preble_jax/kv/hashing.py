@@ -7,7 +7,7 @@ collision would let one tenant read another's cache, hence a cryptographic hash 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 HASH_BYTES = 16
@@ -23,19 +23,19 @@ def cache_salt(model: str, tenant_salt: bytes = b"", adapter: str = "") -> bytes
 
 
 class BlockHasher:
-    """Hashes a growing token sequence page by page; each full page is hashed once."""
+    """Hashes a growing token sequence page by page; each full page is hashed once. known: hashes of its first pages."""
 
-    def __init__(self, page_size: int, salt: bytes = b"") -> None:
+    def __init__(self, page_size: int, salt: bytes = b"", known: Iterable[bytes] = ()) -> None:
         self._page_size = page_size
         self._salt = salt if len(salt) <= blake2b.MAX_KEY_SIZE else blake2b(salt, digest_size=_KEY_BYTES).digest()
-        self.hashes: list[bytes] = []
+        self.hashes: list[bytes] = list(known)
 
     def extend(self, token_ids: Sequence[int]) -> list[bytes]:
         """`token_ids` is the whole sequence so far. Returns the hashes of its full pages, `self.hashes`."""
         size, hashes = self._page_size, self.hashes
         parent = hashes[-1] if hashes else b""
         for start in range(len(hashes) * size, len(token_ids) - size + 1, size):
-            page = array("i", token_ids[start : start + size]).tobytes()
+            page = array("i", list(token_ids[start : start + size])).tobytes()
             parent = blake2b(parent + page, digest_size=HASH_BYTES, key=self._salt).digest()
             hashes.append(parent)
         return hashes

@@ -23,17 +23,22 @@ class PagePool:
         """Takes `count` pages; the caller has made sure that so many are free."""
         if count > len(self._free):
             raise InvariantError(f"page pool: {count} pages wanted, {len(self._free)} free")
-        pages = [self._free.pop() for _ in range(count)]
+        if not count:
+            return []
+        pages = self._free[: -count - 1 : -1]
+        del self._free[-count:]
+        is_free = self._is_free
         for page in pages:
-            self._is_free[page] = 0
+            is_free[page] = 0
         return pages
 
     def free(self, pages: Iterable[int]) -> None:
+        is_free, free = self._is_free, self._free
         for page in pages:
-            if self._is_free[page]:
+            if is_free[page]:
                 raise InvariantError(f"page pool: page {page} freed twice")
-            self._is_free[page] = 1
-            self._free.append(page)
+            is_free[page] = 1
+            free.append(page)
 
     def validate(self) -> None:
         if len(set(self._free)) != len(self._free) or sum(self._is_free) != len(self._free):

@@ -47,6 +47,7 @@ class PrefixCache:
         self.tree = RadixTree()
         self.events = EventLog(generation)
         self._num_private = 0
+        self.num_evicted = 0  # since the start, to make room
 
     @property
     def num_available(self) -> int:
@@ -82,15 +83,14 @@ class PrefixCache:
         """Appends private pages, evicting what must go. False (and nothing done) if so many cannot be had."""
         if num_pages > self.num_available:
             return False
-        removed: list[bytes] = []
-        while self.pool.num_free < num_pages:
-            victim = self.tree.evict()
-            if victim is None:
+        short = num_pages - self.pool.num_free
+        if short > 0:
+            removed = self.tree.evict(short)
+            if len(removed) < short:
                 raise InvariantError(f"prefix cache: {self.tree.num_evictable} pages evictable, but no leaf among them")
-            self.pool.free((victim.page,))
-            removed.append(victim.block_hash)
-        if removed:
-            self.events.append(BlocksRemoved(tuple(removed)))
+            self.pool.free([node.page for node in removed])
+            self.num_evicted += short
+            self.events.append(BlocksRemoved(tuple([node.block_hash for node in removed])))
         held.pages.extend(self.pool.allocate(num_pages))
         self._num_private += num_pages
         return True
@@ -102,29 +102,23 @@ class PrefixCache:
         """
         if not self.enabled or len(hashes) <= held.num_committed:
             return
-        first_parent = held.node.block_hash if held.node else None
-        stored: list[bytes] = []
-        old = held.node
-        for i in range(held.num_committed, len(hashes)):
-            node = self.tree.get(hashes[i])
-            if node is None:
-                node = self.tree.insert(hashes[i], held.node, held.pages[i])
-                if not stored:
-                    first_parent = held.node.block_hash if held.node else None
-                stored.append(hashes[i])
-            else:
-                self.pool.free((held.pages[i],))
-                held.pages[i] = node.page
-                held.num_unchanged = min(held.num_unchanged, i)
-            held.node = node
+        old, parent, first_new = held.node, held.node, held.num_committed
+        while first_new < len(hashes) and (node := self.tree.get(hashes[first_new])) is not None:
+            self.pool.free((held.pages[first_new],))
+            held.pages[first_new] = node.page
+            held.num_unchanged = min(held.num_unchanged, first_new)
+            parent, first_new = node, first_new + 1
+        new = hashes[first_new:]
+        if new:
+            held.node = self.tree.grow(new, parent, held.pages[first_new : len(hashes)])
+            self.events.append(BlocksStored(tuple(new), parent.block_hash if parent else None))
+        elif parent is not None:
+            held.node = parent
+            self.tree.pin(parent)
         self._num_private -= len(hashes) - held.num_committed
         held.num_committed = len(hashes)
-        if held.node is not None:
-            self.tree.pin(held.node)
         if old is not None:
             self.tree.unpin(old)
-        if stored:
-            self.events.append(BlocksStored(tuple(stored), first_parent))
 
     def release(self, held: SequencePages) -> None:
         """Ends a request: its committed pages stay cached, the private ones are free at once."""
@@ -137,12 +131,11 @@ class PrefixCache:
 
     def clear(self) -> bool:
         """Forgets every page nobody references. True if nothing is left."""
-        removed: list[bytes] = []
-        while (victim := self.tree.evict()) is not None:
-            self.pool.free((victim.page,))
-            removed.append(victim.block_hash)
+        removed = self.tree.evict(self.tree.num_evictable)
         if removed:
-            self.events.append(BlocksRemoved(tuple(removed)) if len(self.tree) else AllCleared())
+            self.pool.free([node.page for node in removed])
+            hashes = tuple([node.block_hash for node in removed])
+            self.events.append(BlocksRemoved(hashes) if len(self.tree) else AllCleared())
         return len(self.tree) == 0
 
     def validate(self) -> None:

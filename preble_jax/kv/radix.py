@@ -41,7 +41,7 @@ class RadixTree:
         self._clock = 0
         self._evictable: list[tuple[int, bytes]] = []  # heap; stale entries are skipped when popped
         self.num_evictable = 0
-        self.on_change: Callable[[bytes], None] | None = None  # told of every page that has come or gone
+        self.on_change: Callable[[Sequence[bytes]], None] | None = None  # told of all pages that have come or gone
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -87,7 +87,33 @@ class RadixTree:
         self._touch(node)
         self._offer(node)
         if self.on_change is not None:
-            self.on_change(block_hash)
+            self.on_change((block_hash,))
+        return node
+
+    def grow(self, hashes: Sequence[bytes], parent: Node | None, pages: Sequence[int]) -> Node:
+        """Adds a chain of pages, at least one, below `parent`, as `insert` would one by one; returns the last, pinned.
+
+        No page of a chain can be in the tree when its first one is not.
+        """
+        nodes, clock, node = self._nodes, self._clock, parent
+        if hashes[0] in nodes:
+            raise InvariantError(
+                f"radix tree: page {pages[0]} inserted under a hash that page {nodes[hashes[0]].page} has"
+            )
+        if parent is not None:
+            parent.num_children += 1
+            self._add_ref(parent)
+        for block_hash, page in zip(hashes, pages, strict=True):
+            node = nodes[block_hash] = Node(block_hash, node, page)
+            clock += 1
+            node.last_used = clock
+            node.refs = node.num_children = 1
+        assert node is not None
+        self._clock = clock
+        node.pins, node.num_children = 1, 0
+        self._touch(node)
+        if self.on_change is not None:
+            self.on_change(hashes)
         return node
 
     def pin(self, node: Node) -> None:
@@ -103,26 +129,33 @@ class RadixTree:
         self._touch(node)
         self._drop_ref(node)
 
-    def evict(self) -> Node | None:
-        """Removes the least recently used leaf that nobody references; None if there is none."""
-        while self._evictable:
-            last_used, block_hash = heapq.heappop(self._evictable)
-            node = self._nodes.get(block_hash)
+    def evict(self, num: int = 1) -> list[Node]:
+        """Removes the least recently used leaf that nobody references, again and again: `num` of them, or all."""
+        heap, nodes, removed, left = self._evictable, self._nodes, list[Node](), num
+        while heap and left > 0:
+            last_used, block_hash = heapq.heappop(heap)
+            node = nodes.get(block_hash)
             if node is None or node.refs or node.num_children or node.last_used != last_used:
                 continue
-            self._remove(node)
-            return node
-        return None
-
-    def _remove(self, node: Node) -> None:
-        del self._nodes[node.block_hash]
-        self.num_evictable -= 1
-        if self.on_change is not None:
-            self.on_change(node.block_hash)
-        parent = node.parent
-        if parent is not None:
-            parent.num_children -= 1
-            self._offer(parent)
+            while True:
+                del nodes[node.block_hash]
+                removed.append(node)
+                left -= 1
+                parent = node.parent
+                if parent is None:
+                    break
+                parent.num_children -= 1
+                if parent.refs or parent.num_children:
+                    break
+                offer = (parent.last_used, parent.block_hash)
+                if not left or (heap and heap[0] < offer):
+                    heapq.heappush(heap, offer)
+                    break
+                node = parent  # it is next: no need to offer it first
+        self.num_evictable -= len(removed)
+        if removed and self.on_change is not None:
+            self.on_change([node.block_hash for node in removed])
+        return removed
 
     def _touch(self, node: Node) -> None:
         self._clock += 1
@@ -153,7 +186,8 @@ class RadixTree:
             if node.refs > 0:
                 return
             self.num_evictable += 1
-            self._offer(node)
+            if not node.num_children:
+                self._offer(node)
             node = node.parent
 
     def validate(self) -> None:

@@ -26,6 +26,7 @@ class ClusterState:
         self.cost = cost
         self.uniform_cost = True
         self.page_size = page_size
+        self.num_outstanding = 0
         self._assigned: Window[Assignment] = Window(settings.window_s)
         self._answered: Window[tuple[Group, int]] = Window(settings.window_s)
 
@@ -51,6 +52,9 @@ class ClusterState:
 
     def by_decode_share(self, mask: int) -> Iterable[Group]:
         return self.groups.by_decode_share(mask)
+
+    def by_queue(self, mask: int) -> Iterable[Group]:
+        return self.groups.by_queue(mask)
 
     def add_group(self, name: str, rank: float, num_pages: int, generation: int) -> Group:
         slot = self.groups.free_slot()
@@ -81,17 +85,20 @@ class ClusterState:
         )
         self._assigned.add(now, assignment)
         group.assigned(prefill_ns, 1)
-        group.took(missed, num_blocks)
+        self.num_outstanding += 1
+        group.took(request.tenant, missed, num_blocks)
         return assignment
 
     def started(self, assignment: Assignment) -> None:
         """The request's first token came: its prefill is no longer in flight."""
-        assignment.group.queued_tokens -= assignment.queued_tokens
+        assignment.group.computed(assignment.tenant, assignment.queued_tokens)
         assignment.queued_tokens = 0
 
     def ended(self, assignment: Assignment) -> None:
         """The request is outstanding no more."""
-        assignment.group.gave_back(assignment.queued_tokens, assignment.num_blocks)
+        assignment.group.computed(assignment.tenant, assignment.queued_tokens)
+        self.num_outstanding -= 1
+        assignment.group.gave_back(assignment.num_blocks)
 
     def answer(self, group: Group, output_tokens: int, now: float) -> None:
         """Records the output of a finished request."""

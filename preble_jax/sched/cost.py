@@ -11,6 +11,8 @@ from typing import Protocol
 from preble_jax.config import SchedSettings
 
 NS_PER_S = 1_000_000_000
+# Decode rows a step over which its base is spread, where nobody has seen how many there are; what a profile uses.
+PROFILED_ROWS = 8.0
 
 
 class CostModel(Protocol):
@@ -21,17 +23,36 @@ class CostModel(Protocol):
         ...
 
     def decode_ns(self, num_tokens: float) -> int:
-        """Time that many output tokens of one request cost (an average may be fractional)."""
+        """Time that many output tokens of one request cost (an average may be fractional), with their shares of the
+        steps that make them."""
+        ...
+
+    def row_ns(self, num_tokens: float) -> int:
+        """Time by which that many output tokens lengthen steps that are run in any case."""
         ...
 
 
 class LinearCostModel:
-    """prefill = base + per token, decode = per token; in seconds. Not to be changed: make a new one."""
+    """prefill = base + per token, decode = per token; in seconds. Not to be changed: make a new one.
 
-    def __init__(self, *, prefill_base_s: float, prefill_token_s: float, decode_token_s: float) -> None:
+    decode_row_s: what a decoding sequence adds to a step; None: decode_token_s less a share of the base in a step of
+    PROFILED_ROWS, and at least a tenth of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        prefill_base_s: float,
+        prefill_token_s: float,
+        decode_token_s: float,
+        decode_row_s: float | None = None,
+    ) -> None:
         self.prefill_base_s = prefill_base_s
         self.prefill_token_s = prefill_token_s
         self.decode_token_s = decode_token_s
+        if decode_row_s is None:
+            decode_row_s = max(decode_token_s - prefill_base_s / PROFILED_ROWS, 0.1 * decode_token_s)
+        self.decode_row_s = decode_row_s
 
     @classmethod
     def from_settings(cls, settings: SchedSettings) -> LinearCostModel:
@@ -48,3 +69,6 @@ class LinearCostModel:
 
     def decode_ns(self, num_tokens: float) -> int:
         return round(self.decode_token_s * num_tokens * NS_PER_S)
+
+    def row_ns(self, num_tokens: float) -> int:
+        return round(self.decode_row_s * num_tokens * NS_PER_S)

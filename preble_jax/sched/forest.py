@@ -170,10 +170,17 @@ class Forest:
         """The group evicted these blocks. What it held below them is unreachable, and dropped with them."""
         tree, bit = self.tree, 1 << slot
         by_node: dict[Node, list[bytes]] = {}
-        for block in hashes:
-            node = tree.node_of.get(block)
+        at = 0
+        while at < len(hashes):
+            node = tree.node_of.get(hashes[at])
+            num = 1
             if node is not None and node.groups & bit:
-                by_node.setdefault(node, []).append(block)
+                # Mostly it is a run's end, as far as the batch goes: one comparison in place of a look-up a block.
+                num = min(len(node.hashes), len(hashes) - at)
+                if tuple(node.hashes[: -num - 1 : -1]) != tuple(hashes[at : at + num]):
+                    num = 1
+                by_node.setdefault(node, []).extend(hashes[at : at + num])
+            at += num
         changed: list[Node] = []
         for node, blocks in by_node.items():
             cut = len(node.hashes) - len(blocks)

@@ -28,7 +28,7 @@ class Group:
     decode_ns: the part of L that is decoding.
     num_waiting, num_running: as the group last reported them. num_outstanding: placed here and not reported finished;
     of these, queued_tokens: prompt tokens they had to compute when placed, less those of requests whose first token was
-    reported (prefill in flight); decode_blocks: pages of their prompts and expected outputs.
+    reported (prefill in flight), and the same by tenant; decode_blocks: pages of their prompts and expected outputs.
     """
 
     def __init__(self, name: str, slot: int, rank: float, num_pages: int, generation: int, cost: CostModel) -> None:
@@ -51,14 +51,16 @@ class Group:
         # of the requests that have not ended
         self.num_outstanding = 0
         self.queued_tokens = 0
+        self.queued_by_tenant: dict[str, int] = {}
         self.decode_blocks = 0
         # since the group was added
         self.num_waiting = 0
         self.num_running = 0
         self.totals: Counter[str] = Counter()
         self.decisions: Counter[Decision] = Counter()
-        # sets to which the group adds itself when its load changes
+        # sets to which the group adds itself when its load, and when the number of its requests, changes
         self.watchers: tuple[set[Group], ...] = ()
+        self.queue_watchers: tuple[set[Group], ...] = ()
 
     @property
     def decode_share(self) -> float:
@@ -83,17 +85,31 @@ class Group:
         expected = -(-self.output_tokens // self.num_outputs) if self.num_outputs else 0
         return min(expected, max_tokens) if max_tokens else expected
 
-    def took(self, missed_tokens: int, num_blocks: int) -> None:
+    def took(self, tenant: str, missed_tokens: int, num_blocks: int) -> None:
         """A request was sent here."""
-        self.num_outstanding += 1
+        self._count(1)
         self.queued_tokens += missed_tokens
+        self.queued_by_tenant[tenant] = self.queued_by_tenant.get(tenant, 0) + missed_tokens
         self.decode_blocks += num_blocks
 
-    def gave_back(self, queued_tokens: int, num_blocks: int) -> None:
-        """A request ended. queued_tokens: 0 when its first token had been reported."""
-        self.num_outstanding -= 1
-        self.queued_tokens -= queued_tokens
+    def computed(self, tenant: str, missed_tokens: int) -> None:
+        """A request that was sent here needs no more of its prompt computed: its first token came, or it ended before.
+        missed_tokens: what `took` was told; 0 when this was said before."""
+        if missed_tokens:
+            self.queued_tokens -= missed_tokens
+            self.queued_by_tenant[tenant] -= missed_tokens
+            if not self.queued_by_tenant[tenant]:
+                del self.queued_by_tenant[tenant]
+
+    def gave_back(self, num_blocks: int) -> None:
+        """A request ended."""
+        self._count(-1)
         self.decode_blocks -= num_blocks
+
+    def _count(self, change: int) -> None:
+        self.num_outstanding += change
+        for changed in self.queue_watchers:
+            changed.add(self)
 
     def weigh(self) -> None:
         """Works out L anew, which `assigned` and `answered` do; call it after `cost` was replaced.
@@ -138,6 +154,7 @@ class GroupTable:
         self._least_pages = 0
         self._by_load = GroupOrder(lambda group: group.load_ns)
         self._by_decode_share = GroupOrder(lambda group: -group.decode_share)
+        self._by_queue = GroupOrder(lambda group: group.num_outstanding)
 
     def get(self, name: str) -> Group:
         """Raises NotFoundError for a group that was never added, or was removed."""
@@ -165,7 +182,8 @@ class GroupTable:
             self.by_slot.append(group)
         self.by_name[group.name] = group
         group.watchers = (self._by_load.changed, self._by_decode_share.changed)
-        for changed in group.watchers:
+        group.queue_watchers = (self._by_queue.changed,)
+        for changed in (*group.watchers, *group.queue_watchers):
             changed.add(group)
         self.resize(group, group.num_pages)
         self.set_state(group, "up")
@@ -185,6 +203,7 @@ class GroupTable:
             self.by_slot[group.slot] = None
             self._by_load.remove(group)
             self._by_decode_share.remove(group)
+            self._by_queue.remove(group)
             self._free_slots.append(group.slot)
 
     def by_load(self, mask: int) -> Iterable[Group]:
@@ -194,6 +213,10 @@ class GroupTable:
     def by_decode_share(self, mask: int) -> Iterable[Group]:
         """The groups of a mask by the share of decoding in L, the greatest first; equal ones by rank."""
         return self._in_order(self._by_decode_share, mask)
+
+    def by_queue(self, mask: int) -> Iterable[Group]:
+        """The groups of a mask by the number of requests outstanding, the fewest first; equal ones by rank."""
+        return self._in_order(self._by_queue, mask)
 
     def heaviest(self, mask: int) -> Group:
         """The group of greatest L in a mask that is not 0; of equal ones the last by rank."""

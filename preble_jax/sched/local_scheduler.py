@@ -111,7 +111,7 @@ class LocalScheduler:
     def schedule(self, now: float, max_steps: int = 1) -> StepPlan | None:
         """Plans the next dispatch and takes its pages. max_steps: decode steps that may go into it; while anybody waits
         or a prompt is computed it is one. None: nothing to do before what is in flight has been settled, or at all."""
-        decode = self._plan_decode(max_steps if self._all_decode() else 1)
+        decode = self._plan_decode(max_steps if max_steps > 1 and self._all_decode() else 1)
         if decode is None:
             return None
         prefill = self._plan_prefill()
@@ -126,12 +126,15 @@ class LocalScheduler:
     def started(self, plan: StepPlan) -> None:
         """The device has the plan, and its arrays were made. Call it before anything else is asked or told."""
         self._num_in_flight += 1
-        for row in plan.rows:
-            sequence = row.sequence
-            sequence.num_computed = row.start + row.num_tokens
-            sequence.num_reached = max(sequence.num_reached, sequence.num_computed)
-            sequence.num_pending += row.num_made
-            self._commit(sequence, len(sequence.tokens))
+        page_size = self.cache.page_size
+        for sequence, start, num_tokens, num_made in plan.rows:
+            sequence.num_computed = num_computed = start + num_tokens
+            if num_computed > sequence.num_reached:
+                sequence.num_reached = num_computed
+            sequence.num_pending += num_made
+            held = sequence.pages
+            if held is not None and num_computed // page_size > held.num_committed:
+                self._commit(sequence, len(sequence.tokens))
 
     def settle(self, plan: StepPlan, tokens: Seq[Seq[int]], logprobs: Seq[Seq[float]]) -> list[RequestOutput]:
         """Books the results of the oldest plan in flight: what each row of it made, log-probabilities beside it.
@@ -155,18 +158,24 @@ class LocalScheduler:
     def _plan_decode(self, max_steps: int) -> list[PlannedRow] | None:
         """None: pages are short, and who is to give some up cannot be said before what is in flight is settled."""
         rows: list[PlannedRow] = []
+        num_preemptions, page_size = self.num_preemptions, self.cache.page_size
         for sequence in tuple(self.running):
-            if sequence.pages is None or not sequence.can_decode:
+            # sequence.can_decode and num_total, written out: this is every token of every request.
+            num_total, num_steps = len(sequence.tokens) + sequence.num_pending, 1
+            if sequence.pages is None or num_total - sequence.num_computed != 1 or num_total >= sequence.max_total:
                 continue
-            num_steps = min(max_steps, sequence.max_total - sequence.num_total)
-            if num_steps > 1 and not self._extend_to(sequence, sequence.num_computed + num_steps):
-                num_steps = 1
-            if not self._extend_to(sequence, sequence.num_total):
+            if max_steps > 1:
+                num_steps = min(max_steps, sequence.max_total - num_total)
+                if not self._extend_to(sequence, sequence.num_computed + num_steps):
+                    num_steps = 1
+            if num_total > len(sequence.pages.pages) * page_size and not self._extend_to(sequence, num_total):
                 if self._num_in_flight:
                     return None
                 if not self._make_room(sequence):
                     continue
-            rows.append(PlannedRow.decode(sequence, num_steps))
+            rows.append(PlannedRow(sequence, sequence.num_computed, num_steps, num_steps))
+        if self.num_preemptions == num_preemptions:
+            return rows
         return [row for row in rows if row.sequence.pages is not None]
 
     def _make_room(self, sequence: Sequence) -> bool:
@@ -191,8 +200,10 @@ class LocalScheduler:
 
         num_free = self.limits.max_num_seqs - len(self.running)
         for sequence in self.running:
-            num_free += sequence.is_ending
-            if sequence.num_uncomputed > 1 and not full():
+            num_total = len(sequence.tokens) + sequence.num_pending
+            if num_total >= sequence.max_total:
+                num_free += 1
+            if num_total - sequence.num_computed > 1 and not full():
                 rows.append(PlannedRow.chunk(sequence, budget))
                 budget -= rows[-1].num_tokens
         num_free = min(num_free, len(self._slots))
@@ -223,7 +234,7 @@ class LocalScheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Pins what is cached and takes pages for the sequence's other tokens. False, and nothing done, if short."""
-        hashes = sequence.matchable_hashes()[: self._matches.num_pages(sequence)]
+        hashes = sequence.hashes()[: self._matches.num_pages(sequence)]
         num_new = self._num_pages(len(sequence.tokens)) - len(hashes)
         reserve = len(self.running)  # a page for each running sequence, lest admission is followed by preemption
         if num_new + self.cache.num_evictable_in(hashes) + reserve > self.cache.num_available:
@@ -242,9 +253,11 @@ class LocalScheduler:
             self.num_cached_tokens += sequence.num_cached
             self.queue.served(sequence, extend_tokens=sequence.num_prompt - sequence.num_cached, output_tokens=0)
         if self.cache.enabled:
-            for block_hash in sequence.hashes()[len(hashes) :]:
-                if self.cache.tree.get(block_hash) is None:  # a prompt's last page may be cached, yet is computed
-                    self._computing.setdefault(block_hash, sequence)
+            missing = sequence.hashes()[len(hashes) :]
+            if missing and self.cache.tree.get(missing[-1]) is not None:
+                missing.pop()  # a prompt's last page may be cached, yet is computed
+            for block_hash in missing:
+                self._computing.setdefault(block_hash, sequence)
         return True
 
     def _enqueue(self, sequence: Sequence) -> None:
@@ -278,7 +291,8 @@ class LocalScheduler:
     def _commit(self, sequence: Sequence, num_known: int) -> None:
         """Caches its pages that are full of computed tokens, of the first `num_known` ones."""
         assert sequence.pages is not None
-        num_full = min(sequence.num_computed, num_known) // self.cache.page_size
+        num_written = sequence.num_computed if sequence.num_computed < num_known else num_known
+        num_full = num_written // self.cache.page_size
         if num_full <= sequence.pages.num_committed or not self.cache.enabled:
             return
         hashes = sequence.hashes()[:num_full]
@@ -313,11 +327,11 @@ class LocalScheduler:
     # -- endings -----------------------------------------------------------------------------------
 
     def _append(self, sequence: Sequence, made: Seq[int], logprobs: Seq[float], num_planned: int) -> RequestOutput:
-        request = sequence.request
+        request, tokens = sequence.request, sequence.tokens
         reason: FinishReason | None = None
         count = 0
         for token in made:
-            sequence.tokens.append(token)
+            tokens.append(token)
             count += 1
             if token in request.stop_token_ids:
                 reason = "stop"
@@ -325,11 +339,13 @@ class LocalScheduler:
         if reason is None:
             if count != num_planned:
                 raise InvariantError(f"request {request.request_id!r}: {count} tokens made, {num_planned} planned")
-            if len(sequence.tokens) >= sequence.max_total:
+            if len(tokens) >= sequence.max_total:
                 reason = "length"
         self.queue.served(sequence, extend_tokens=0, output_tokens=count)
-        # Of one that ends, the last token may never be computed, and those after it do not count.
-        self._commit(sequence, len(sequence.tokens) - (reason is not None))
+        assert sequence.pages is not None
+        if len(tokens) // self.cache.page_size > sequence.pages.num_committed:
+            # Of one that ends, the last token may never be computed, and those after it do not count.
+            self._commit(sequence, len(tokens) - (reason is not None))
         output = RequestOutput(
             request_id=request.request_id,
             token_ids=list(made[:count]),

@@ -9,6 +9,7 @@ again, by binary search over its chain of hashes, when it is asked for.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from preble_jax.errors import InvariantError
 from preble_jax.kv.prefix_cache import PrefixCache
@@ -94,11 +95,14 @@ class PrefixMatches:
         watchers.sequences[sequence.order] = sequence
         return watchers
 
-    def _changed(self, block_hash: bytes) -> None:
-        watchers = self._watchers.pop(block_hash, None)
-        if watchers is not None:
-            watchers.stale = True
-            self._stale.append(watchers)
+    def _changed(self, hashes: Iterable[bytes]) -> None:
+        if self._watchers.keys().isdisjoint(hashes):
+            return
+        for block_hash in hashes:
+            watchers = self._watchers.pop(block_hash, None)
+            if watchers is not None:
+                watchers.stale = True
+                self._stale.append(watchers)
 
     def validate(self) -> None:
         """Raises InvariantError if a remembered match is not what the cache says, or watchers leak. O(waiting)."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import MutableSequence
+from typing import NamedTuple
 
 from preble_jax.kv.hashing import BlockHasher
 from preble_jax.kv.prefix_cache import SequencePages
@@ -40,7 +41,9 @@ class Sequence:
         self.order = order
         self.arrival_s = arrival_s
         self.seed = seed
-        self.tokens = list(request.prompt_token_ids)
+        prompt = request.prompt_token_ids
+        # A vocabulary of bytes takes a byte a token.
+        self.tokens: MutableSequence[int] = bytearray(prompt) if isinstance(prompt, bytes) else list(prompt)
         self.num_prompt = len(self.tokens)
         self.max_total = min(self.num_prompt + request.sampling.max_tokens, max_model_len)
         self.num_computed = 0
@@ -50,7 +53,7 @@ class Sequence:
         self.queue_s: float | None = None
         self.pages: SequencePages | None = None
         self.slot = -1
-        self._hasher = BlockHasher(page_size, request.cache_salt)
+        self._hasher = BlockHasher(page_size, request.cache_salt, request.block_hashes or ())
         self._page_size = page_size
 
     @property
@@ -87,8 +90,7 @@ class Sequence:
         return hashes if len(hashes) <= limit else hashes[:limit]
 
 
-@dataclass(frozen=True)
-class PlannedRow:
+class PlannedRow(NamedTuple):
     """`num_tokens` tokens of `sequence` from `start` on are computed in a dispatch, one after the other if it decodes.
 
     num_made: tokens it makes at most: of a prompt 1 if its last one is among those computed, decoding one a step.
@@ -110,22 +112,21 @@ class PlannedRow:
         return cls(sequence, sequence.num_computed, num_steps, num_steps)
 
 
-@dataclass(frozen=True)
 class StepPlan:
-    """One dispatch: rows that decode first, then prompt chunks. Rows of results come in the same order."""
+    """One dispatch: rows that decode first, then prompt chunks. Rows of results come in the same order. Not to be
+    changed.
 
-    decode: tuple[PlannedRow, ...]
-    prefill: tuple[PlannedRow, ...]
+    rows: all of them. num_steps: more than one only where nothing but decoding is done.
+    """
 
-    @property
-    def num_steps(self) -> int:
-        """More than one only where nothing but decoding is done."""
-        return max((row.num_made for row in self.decode), default=1)
+    __slots__ = ("decode", "num_steps", "prefill", "rows")
 
-    @property
-    def rows(self) -> tuple[PlannedRow, ...]:
-        return self.decode + self.prefill
+    def __init__(self, decode: tuple[PlannedRow, ...], prefill: tuple[PlannedRow, ...]) -> None:
+        self.decode = decode
+        self.prefill = prefill
+        self.rows = decode + prefill
+        self.num_steps = max([row.num_made for row in decode], default=1)
 
     @property
     def num_prefill_tokens(self) -> int:
-        return sum(row.num_tokens for row in self.prefill)
+        return sum([row.num_tokens for row in self.prefill])

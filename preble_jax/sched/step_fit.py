@@ -10,10 +10,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from preble_jax.sched.cost import LinearCostModel
-
-# Decode rows a step over which its base is spread, where nobody has seen how many there are; what the profile used.
-PROFILED_ROWS = 8.0
+from preble_jax.sched.cost import PROFILED_ROWS, LinearCostModel
 
 
 class StepTotals(NamedTuple):
@@ -36,8 +33,8 @@ class StepFit:
     def __init__(
         self, start: LinearCostModel, *, memory_s: float = 60.0, prior_s: float = 2.0, refit_s: float = 1.0
     ) -> None:
-        row_s = max(start.decode_token_s - start.prefill_base_s / PROFILED_ROWS, 0.1 * start.decode_token_s)
-        self._scale = [max(cost, 1e-9) for cost in (start.prefill_base_s, start.prefill_token_s, row_s)]
+        costs = (start.prefill_base_s, start.prefill_token_s, start.decode_row_s)
+        self._scale = [max(cost, 1e-9) for cost in costs]
         self._memory_s = memory_s
         self._prior_s = prior_s
         self._refit_s = refit_s
@@ -82,7 +79,10 @@ class StepFit:
         # An output token costs its row, and its share of the step that carries it.
         rows_per_step = max(1.0, self._rows / self._steps)
         return LinearCostModel(
-            prefill_base_s=base_s, prefill_token_s=token_s, decode_token_s=row_s + base_s / rows_per_step
+            prefill_base_s=base_s,
+            prefill_token_s=token_s,
+            decode_token_s=row_s + base_s / rows_per_step,
+            decode_row_s=row_s,
         )
 
 

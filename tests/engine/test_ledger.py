@@ -87,4 +87,4 @@ def test_every_queue_policy_serves_an_engine_and_reports_its_deficits(make_engin
     assert engine.ledger.finished == 8
     engine.scheduler.validate()
     deficits = engine.scheduler.tenant_deficits()
-    assert set(deficits) == ({"gold", "free"} if policy in ("dlpm", "vtc") else set())
+    assert set(deficits) == ({"gold", "free"} if policy in ("dlpm", "fair", "vtc") else set())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from preble_jax.engine.profile import Profile, fit_line, measure
 from preble_jax.progress import NullProgress
+from preble_jax.sched.step_costs import StepCosts
 
 SECONDS = st.floats(1e-4, 10.0)
 
@@ -37,5 +40,9 @@ def test_measuring_an_engine(make_engine):
     assert list(profile.prefill_s) == [64, 128, 256, 512], "1,024 tokens do not fit into this model's context"
     assert list(profile.decode_step_s) == [1, 4, 8, 16]
     assert all(cost >= 0.0 for cost in profile.costs().values())
+    assert profile.step_costs is not None
+    assert StepCosts.from_json(json.loads(json.dumps(profile.step_costs.to_json()))) == profile.step_costs
+    assert profile.step_errors().keys() == profile.step_s.keys()
+    assert profile.engine["kv_tokens"] == engine.cache.pool.num_pages * engine.config.kv.page_size
     assert not engine.has_work
     assert engine.cache.num_cached == 0

@@ -24,6 +24,19 @@ def test_hashing_while_the_sequence_grows_changes_nothing(a, page_size, data):
     assert len(hasher.hashes) == len(a) // page_size
 
 
+@given(tokens, st.integers(1, 5), st.data())
+def test_hashes_that_are_known_need_no_tokens(a, page_size, data):
+    hashes = block_hashes(a, page_size)
+    known = hashes[: data.draw(st.integers(0, len(hashes)))]
+    blank = [9] * (len(known) * page_size) + a[len(known) * page_size :]
+    assert BlockHasher(page_size, known=known).extend(blank) == hashes
+
+
+@given(st.binary(max_size=40), st.integers(1, 5))
+def test_bytes_are_tokens(a, page_size):
+    assert block_hashes(bytearray(a), page_size) == block_hashes(a, page_size) == block_hashes(list(a), page_size)
+
+
 def test_salts_separate_models_tenants_and_adapters():
     salts = [
         cache_salt("m"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from fractions import Fraction
 
 
 @dataclass
@@ -158,6 +159,9 @@ class PaperDLPM(PaperLPM):
         self.q: dict[str, float] = {}
         self.present: list[Job] = []  # waiting and running
 
+    def place(self, job: Job) -> tuple[Fraction | int, int]:
+        return (-job.cached, job.order)
+
     def arrive(self, job: Job) -> None:
         self.q.setdefault(job.tenant, 0.0)
         self.queue.append(job)
@@ -179,18 +183,21 @@ class PaperDLPM(PaperLPM):
         again = True
         while again:
             again = False
-            for r in sorted(self.queue, key=lambda r: (-r.cached, r.order)):
+            for r in sorted(self.queue, key=self.place):
                 if len(admitted) == slots:
                     return admitted
                 if self.q[r.tenant] <= 0 and self.refill():
                     again = True
                     break
                 if self.q[r.tenant] > 0 and r.order not in awaiting:
-                    self.q[r.tenant] -= self.tenants.w_e * r.extend
-                    self.queue.remove(r)
+                    self.admit(r)
                     admitted.append(r.order)
                     again = True
         return admitted
+
+    def admit(self, job: Job) -> None:
+        self.q[job.tenant] -= self.tenants.w_e * job.extend
+        self.queue.remove(job)
 
     def output(self, job: Job) -> None:
         self.q[job.tenant] -= self.tenants.w_q
@@ -202,3 +209,26 @@ class PaperDLPM(PaperLPM):
     def end(self, job: Job) -> None:
         super().end(job)
         self.present = [r for r in self.present if r is not job]
+
+
+class NaiveFair(PaperDLPM):
+    """No paper's: DLPM, in the order of (the extend tokens of all admissions before the arrival, plus `head_start` for
+    each token that is not cached, rounded down; order of arrival)."""
+
+    def __init__(self, tenants: Tenants, quantum: float, head_start: float) -> None:
+        super().__init__(tenants, quantum)
+        self.head_start = Fraction(head_start)
+        self.charged: list[int] = []  # by admission; what is given back is not taken out
+        self.num_before: dict[int, int] = {}  # order -> admissions before its first arrival
+
+    def place(self, job: Job) -> tuple[Fraction | int, int]:
+        arrived = sum(self.charged[: self.num_before[job.order]])
+        return (arrived + self.head_start * (job.num_tokens - job.cached) // 1, job.order)
+
+    def arrive(self, job: Job) -> None:
+        self.num_before.setdefault(job.order, len(self.charged))
+        super().arrive(job)
+
+    def admit(self, job: Job) -> None:
+        super().admit(job)
+        self.charged.append(job.extend)

@@ -1,5 +1,5 @@
-"""The bounds of DLPM and VTC on what tenants receive, work conservation, and who pays: with the real scheduler, on
-arrivals an adversary chooses."""
+"""The bounds of fair, DLPM and VTC on what tenants receive, no starvation, work conservation, and who pays: with the
+real scheduler, on arrivals an adversary chooses."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from preble_jax.sched.queues import make_queue
 
 VOCAB, PAGE = 7, 4
 MAX_PROMPT, MAX_OUTPUT, MAX_SEQS = 30, 6, 3
-POLICIES = ["dlpm", "fcfs", "lpm", "priority_groups", "vtc"]
+POLICIES = ["dlpm", "fair", "fcfs", "lpm", "priority_groups", "vtc"]
 W_E, W_Q = 1.0, 2.0
 U = W_E * MAX_PROMPT + W_Q * MAX_SEQS * MAX_OUTPUT
 
 
-def make_device(policy, *, quantum=16.0, weights=(), num_pages=200, prefill_tokens=16, max_prefill_seqs=2):
+def make_device(
+    policy, *, quantum=16.0, head_start=1.0, weights=(), num_pages=200, prefill_tokens=16, max_prefill_seqs=2
+):
     limits = StepLimits(
         vocab_size=VOCAB,
         max_model_len=MAX_PROMPT + MAX_OUTPUT,
@@ -33,7 +35,7 @@ def make_device(policy, *, quantum=16.0, weights=(), num_pages=200, prefill_toke
         max_waiting=10_000,
     )
     queue = make_queue(
-        QueueSettings(policy=policy, dlpm_quantum=quantum),
+        QueueSettings(policy=policy, dlpm_quantum=quantum, head_start=head_start),
         TenantSettings(weights=weights, extend_weight=W_E, output_weight=W_Q),
     )
     return TokenDevice(LocalScheduler(limits, PrefixCache(num_pages, PAGE), queue), VOCAB)
@@ -78,6 +80,8 @@ weight = st.sampled_from([1.0, 2.0])
 def services(policy, jobs_f, jobs_g, guests, num_steps=60, **settings):
     """Service of each tenant over its weight after each step, those of f and g having requests waiting throughout."""
     device = make_device(policy, **settings)
+    if policy == "fair":
+        watch_order(device.scheduler, settings.get("head_start", 1.0))
     arena = Arena(device)
     weights = dict(settings.get("weights", ()))
     backlog = {"f": cycle(jobs_f), "g": cycle(jobs_g)}
@@ -109,25 +113,64 @@ def furthest_behind(history, backlogged, other):
     return worst
 
 
-@settings(max_examples=150, deadline=None)
+def watch_order(scheduler, head_start):
+    """From now on, asserts at each admission under the fair queue that nobody who may go is passed by a later arrival
+    that came after its head start: head_start times its length more tokens had been charged by then."""
+    queue, awaits_page, plan_step = scheduler.queue, scheduler._awaits_page, scheduler.schedule
+    add, admitted, served = queue.add, queue.admitted, queue.served
+    arrived, awaiting, charged = {}, set(), [0]
+
+    def on_add(sequence):
+        arrived.setdefault(sequence.order, charged[0])
+        add(sequence)
+
+    def on_served(sequence, extend_tokens, output_tokens):
+        charged[0] += max(extend_tokens, 0)
+        served(sequence, extend_tokens, output_tokens)
+
+    def on_awaits_page(sequence):
+        if awaits_page(sequence):
+            awaiting.add(sequence.order)
+            return True
+        return False
+
+    def on_admitted(sequence):
+        deficits = queue.deficits()
+        for other in queue:
+            if other.order < sequence.order and other.order not in awaiting and deficits[other.request.tenant] > 0:
+                assert arrived[sequence.order] < arrived[other.order] + head_start * len(other.tokens)
+        admitted(sequence)
+
+    def on_schedule(now):
+        awaiting.clear()
+        return plan_step(now)
+
+    queue.add, queue.admitted, queue.served = on_add, on_admitted, on_served
+    scheduler._awaits_page, scheduler.schedule = on_awaits_page, on_schedule
+
+
+@settings(max_examples=250, deadline=None)
 @given(
+    st.sampled_from(["dlpm", "fair"]),
     some_jobs,
     some_jobs,
     guests,
     st.sampled_from([1.0, 8.0, 64.0]),
+    st.sampled_from([0.0, 0.5, 1.0, 4.0]),
     st.tuples(weight, weight, weight),
     st.sampled_from([12, 20, 200]),
     st.sampled_from([4, 16, 64]),
 )
-def test_dlpm_bounds(jobs_f, jobs_g, guests, quantum, weights, num_pages, prefill_tokens):
+def test_dlpm_and_fair_bounds(policy, jobs_f, jobs_g, guests, quantum, head_start, weights, num_pages, prefill_tokens):
     """With 12 or 20 pages there are evictions and preemptions all the time."""
     named = tuple(zip("fgh", weights, strict=True))
     device, history = services(
-        "dlpm",
+        policy,
         jobs_f,
         jobs_g,
         guests,
         quantum=quantum,
+        head_start=head_start,
         weights=named,
         num_pages=num_pages,
         prefill_tokens=prefill_tokens,
@@ -162,7 +205,7 @@ def test_the_others_promise_nothing_of_the_kind(policy):
 
 
 def test_weights_are_shares():
-    for policy in ("dlpm", "vtc"):
+    for policy in ("dlpm", "fair", "vtc"):
         weights = (("f", 3.0), ("g", 1.0))
         _, history = services(policy, [(0, 8, 2)], [(0, 8, 2)], [[]], num_steps=400, weights=weights)
         received = {tenant: history[-1][tenant] * dict(weights)[tenant] for tenant in "fg"}
@@ -263,7 +306,7 @@ def test_whoever_misses_pays_for_the_prefix():
     assert arena.service == {"f": W_E * 27 + W_Q, "g": W_E * 3 + W_Q}
 
 
-@pytest.mark.parametrize("policy", ["dlpm", "vtc"])
+@pytest.mark.parametrize("policy", ["dlpm", "fair", "vtc"])
 @pytest.mark.parametrize("ending", ["finishes", "is cancelled"])
 def test_tenants_whose_requests_have_ended_are_forgotten(policy, ending):
     device = make_device(policy, prefill_tokens=64)
@@ -279,7 +322,7 @@ def test_tenants_whose_requests_have_ended_are_forgotten(policy, ending):
     assert len(scheduler.tenant_deficits()) < 50
 
 
-@pytest.mark.parametrize("policy", ["dlpm", "vtc"])
+@pytest.mark.parametrize("policy", ["dlpm", "fair", "vtc"])
 def test_the_best_served_tenant_is_preempted(policy):
     """The modest tenant's request came last and would be the victim elsewhere."""
     preempted = {}
@@ -295,7 +338,7 @@ def test_the_best_served_tenant_is_preempted(policy):
     assert preempted == {policy: {"greedy-1"}, "fcfs": {"modest"}}
 
 
-@pytest.mark.parametrize("policy", ["dlpm", "vtc"])
+@pytest.mark.parametrize("policy", ["dlpm", "fair", "vtc"])
 def test_leaving_does_not_clear_a_debt(policy):
     """A tenant gets one long request served and is idle; when it is back, those that waited go first until they have
     received as much."""

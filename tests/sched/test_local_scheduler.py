@@ -37,10 +37,10 @@ def expected_output(prompt, max_tokens, stop_ids, max_model_len):
     return tokens[len(prompt) :], "length"
 
 
-POLICIES = ["dlpm", "fcfs", "lpm", "priority_groups", "vtc"]
+POLICIES = ["dlpm", "fair", "fcfs", "lpm", "priority_groups", "vtc"]
 
 
-def make_scheduler(num_pages=64, policy="priority_groups", prefix_cache=True, quantum=16.0, weights=(), **limits):
+def make_scheduler(num_pages=64, policy="fair", prefix_cache=True, quantum=16.0, weights=(), **limits):
     sizes = {
         "vocab_size": VOCAB,
         "max_model_len": 48,
@@ -331,3 +331,29 @@ def test_admission_leaves_running_requests_a_page_each():
     device.run()
     assert scheduler.num_preemptions == 0
     assert len(device.reasons) == 2
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_hashes_that_come_with_a_request_are_believed(known):
+    scheduler = make_scheduler()
+    device = FakeDevice(scheduler)
+    prompt = [1, 2, 3, 4] * 6
+    scheduler.add(make_request("a", prompt, 6), 0.0)
+    device.run()
+    hashes = block_hashes(prompt, PAGE) if known else [bytes([n]) for n in range(6)]
+    scheduler.add(make_request("b", prompt, 6, block_hashes=hashes), 0.0)
+    device.run()
+    assert device.outputs["a"] == device.outputs["b"]
+    assert device.cached == {"a": 0, "b": len(prompt) - PAGE if known else 0}
+
+
+def test_prompts_of_bytes_are_prompts():
+    scheduler = make_scheduler()
+    device = FakeDevice(scheduler)
+    request = Request(request_id="a", prompt_token_ids=bytes([1, 2, 3]), sampling=SamplingParams(max_tokens=4))
+    scheduler.add(request, 0.0)
+    assert not isinstance(next(iter(scheduler.queue)).tokens, list)  # a byte a token
+    scheduler.cancel("a")
+    scheduler.add(make_request("b", [1, 2, 3], 4), 0.0)
+    device.run()
+    assert device.reasons == {"b": "length"}

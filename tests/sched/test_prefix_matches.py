@@ -120,7 +120,7 @@ class CountingMatches(PrefixMatches):
         return taken
 
 
-@pytest.mark.parametrize("policy", ["dlpm", "fcfs", "lpm", "priority_groups", "vtc"])
+@pytest.mark.parametrize("policy", ["dlpm", "fair", "fcfs", "lpm", "priority_groups", "vtc"])
 def test_a_step_looks_at_no_more_with_a_longer_queue(policy):
     """3,000 requests of one family: a page that all of them wait for is computed, stored, and theirs all at once."""
     limits = StepLimits(

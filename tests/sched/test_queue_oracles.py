@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from oracles.paper_queues import Job, PaperDLPM, PaperFCFS, PaperLPM, PaperPriorityGroups, PaperVTC, Tenants
+from oracles.paper_queues import Job, NaiveFair, PaperDLPM, PaperFCFS, PaperLPM, PaperPriorityGroups, PaperVTC, Tenants
 from preble_jax.config import QueueSettings, TenantSettings
 from preble_jax.request import Request
 from preble_jax.sampling_params import SamplingParams
@@ -17,7 +17,7 @@ NAMES = ["a", "b", "c", "d"]
 GROUPS = 4
 
 
-def oracle(policy, tenants, quantum):
+def oracle(policy, tenants, quantum, head_start):
     prices = Tenants(tenants.weight, tenants.extend_weight, tenants.output_weight)
     return {
         "fcfs": PaperFCFS,
@@ -25,6 +25,7 @@ def oracle(policy, tenants, quantum):
         "priority_groups": lambda: PaperPriorityGroups(GROUPS),
         "vtc": lambda: PaperVTC(prices),
         "dlpm": lambda: PaperDLPM(prices, quantum),
+        "fair": lambda: NaiveFair(prices, quantum, head_start),
     }[policy]()
 
 
@@ -35,15 +36,16 @@ class QueueMachine(RuleBasedStateMachine):
     """
 
     @initialize(
-        policy=st.sampled_from(["dlpm", "fcfs", "lpm", "priority_groups", "vtc"]),
+        policy=st.sampled_from(["dlpm", "fair", "fcfs", "lpm", "priority_groups", "vtc"]),
         weights=st.tuples(*[st.sampled_from([0.5, 1.0, 2.0]) for _ in NAMES]),
         quantum=st.sampled_from([1.0, 8.0, 64.0]),
+        head_start=st.sampled_from([0.0, 0.25, 1.0, 4.0, 1e9]),
     )
-    def start(self, policy, weights, quantum):
+    def start(self, policy, weights, quantum, head_start):
         tenants = TenantSettings(weights=tuple(zip(NAMES, weights, strict=True)))
-        queue = QueueSettings(policy=policy, num_priority_groups=GROUPS, dlpm_quantum=quantum)
+        queue = QueueSettings(policy=policy, num_priority_groups=GROUPS, dlpm_quantum=quantum, head_start=head_start)
         self.queue = make_queue(queue, tenants)
-        self.oracle = oracle(policy, tenants, quantum)
+        self.oracle = oracle(policy, tenants, quantum, head_start)
         self.jobs: list[Job] = []
         self.sequences: list[Sequence] = []
         self.waiting: set[int] = set()
@@ -123,6 +125,8 @@ class QueueMachine(RuleBasedStateMachine):
         order = self.queue.victim(running).order
         self.running.remove(order)
         self.jobs[order].extend = 0
+        self.jobs[order].num_tokens += 1  # what it made
+        self.sequences[order].tokens.append(0)
         self.wait(order)
 
     @precondition(lambda self: self.waiting)

@@ -17,7 +17,7 @@ from preble_jax.sched.queues.priority_groups import PriorityGroups
 from preble_jax.sched.queues.vtc import VTC
 from preble_jax.sched.sequence import Sequence
 
-POLICIES = ["dlpm", "fcfs", "lpm", "priority_groups", "vtc"]
+POLICIES = ["dlpm", "fair", "fcfs", "lpm", "priority_groups", "vtc"]
 
 
 def waiting(order, num_tokens=100, tenant="default"):
@@ -168,7 +168,7 @@ def test_removing_what_does_not_wait_is_an_error(policy):
 
 
 def test_unknown_policies_are_refused():
-    with pytest.raises(ConfigError, match="expected dlpm, vtc, lpm, fcfs or priority_groups, got 'lifo'"):
+    with pytest.raises(ConfigError, match="expected fair, dlpm, vtc, lpm, fcfs or priority_groups, got 'lifo'"):
         make_queue(QueueSettings(policy="lifo"))  # type: ignore[arg-type]
 
 

@@ -41,7 +41,7 @@ def expected_output(prompt, max_tokens, stop_ids):
     return tokens[len(prompt) :], "length"
 
 
-def make_scheduler(num_pages=64, policy="priority_groups", prefix_cache=True, **limits):
+def make_scheduler(num_pages=64, policy="fair", prefix_cache=True, **limits):
     sizes = {
         "vocab_size": VOCAB,
         "max_model_len": MAX_LEN,
@@ -189,7 +189,7 @@ jobs = st.lists(
     min_size=1,
     max_size=12,
 )
-policies = st.sampled_from(["dlpm", "fcfs", "lpm", "priority_groups", "vtc"])
+policies = st.sampled_from(["dlpm", "fair", "fcfs", "lpm", "priority_groups", "vtc"])
 
 
 @settings(max_examples=200, deadline=None)

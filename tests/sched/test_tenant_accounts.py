@@ -11,7 +11,7 @@ from preble_jax.sched.queues import make_queue
 from preble_jax.sched.sequence import Sequence
 
 
-@pytest.mark.parametrize("policy", ["dlpm", "vtc"])
+@pytest.mark.parametrize("policy", ["dlpm", "fair", "vtc"])
 def test_tenants_that_are_gone_do_not_pile_up(policy):
     queue = make_queue(QueueSettings(policy=policy))
     for order in range(2_000):

@@ -26,7 +26,7 @@ async def state_of(address: str) -> scheduler_pb2.GetStateResponse:
 
 def test_there_are_policies_to_choose_from() -> None:
     assert {"e2", "d2lpm", "round_robin", "lmetric"} <= set(PLACEMENTS)
-    assert {"priority_groups", "dlpm", "vtc", "lpm", "fcfs"} == set(QUEUES)
+    assert {"fair", "priority_groups", "dlpm", "vtc", "lpm", "fcfs"} == set(QUEUES)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

@@ -9,13 +9,16 @@ from preble_jax.sched.placement.base import Cluster, PlacementPolicy, Proposal, 
 from preble_jax.sched.placement.baselines import make_baseline
 from preble_jax.sched.placement.d2lpm import D2LPM
 from preble_jax.sched.placement.e2 import E2
+from preble_jax.sched.placement.least_added_delay import LeastAddedDelay
 
-__all__ = ["D2LPM", "E2", "Cluster", "PlacementPolicy", "Proposal", "Query", "make_policy"]
+__all__ = ["D2LPM", "E2", "Cluster", "LeastAddedDelay", "PlacementPolicy", "Proposal", "Query", "make_policy"]
 _EQUAL = TenantSettings()
 
 
 def make_policy(settings: SchedSettings, cost: CostModel, tenants: TenantSettings = _EQUAL) -> PlacementPolicy:
     """Raises ConfigError for a name nobody implements."""
+    if settings.placement in ("default", "least_added_delay"):
+        return LeastAddedDelay(settings)
     if settings.placement == "e2":
         return E2(settings)
     if settings.placement == "d2lpm":

@@ -59,7 +59,11 @@ class Cluster(Protocol):
     """The state policies decide on. What it says holds until the next change of it.
 
     up: mask of the groups that may be given requests at all. uniform_cost: all groups have the same cost model.
+    num_outstanding: requests placed and not ended, on all groups.
     """
+
+    @property
+    def num_outstanding(self) -> int: ...
 
     @property
     def up(self) -> int: ...
@@ -82,6 +86,10 @@ class Cluster(Protocol):
 
     def by_decode_share(self, mask: int) -> Iterable[Group]:
         """The groups of a mask by the share of decoding in L, the greatest first (equal ones by rank)."""
+        ...
+
+    def by_queue(self, mask: int) -> Iterable[Group]:
+        """The groups of a mask by the number of requests outstanding, the fewest first (equal ones by rank)."""
         ...
 
     def eviction_ns(self, group: Group, num_pages: int, query: Query, *, large_only: bool = False) -> int:

@@ -52,7 +52,7 @@ class _Tenant:
         self.quantum = quantum
         self.deficit = 0.0
         self.round = round_
-        self.waiting: Ordered[int, Sequence] = Ordered()  # by match_key
+        self.waiting: Ordered[int, Sequence] = Ordered()  # by DLPM._key
         self.unfinished: set[int] = set()  # orders of requests that wait or run
         self.home: Ordered[int, _Tenant] | None = None
         self.head = 0
@@ -92,12 +92,12 @@ class DLPM(RankedByMatch):
 
     def _place(self, sequence: Sequence, cached: int) -> None:
         tenant = self._tenant(sequence)
-        tenant.waiting.insert(match_key(sequence, cached), sequence)
+        tenant.waiting.insert(self._key(sequence, cached), sequence)
         self._rehome(tenant)
 
     def _displace(self, sequence: Sequence, cached: int) -> None:
         tenant = self._tenant(sequence)
-        tenant.waiting.pop(match_key(sequence, cached))
+        tenant.waiting.pop(self._key(sequence, cached))
         self._rehome(tenant)
 
     def candidates(self, cached_tokens: CachedTokens) -> Iterator[Sequence]:
@@ -108,6 +108,10 @@ class DLPM(RankedByMatch):
             yield from self._walk()
             if len(self._ready):  # all that may go have been proposed, and what is left waits for pages
                 return
+
+    def _key(self, sequence: Sequence, cached: int) -> int:
+        """What a waiting request is ordered by, the least first; equal keys never. Changes with `cached` alone."""
+        return match_key(sequence, cached)
 
     def _walk(self) -> Iterator[Sequence]:
         """Requests of tenants with q > 0, longest match first, each once: a merge of the tenants' own orders.
@@ -174,14 +178,18 @@ class DLPM(RankedByMatch):
 
     def _rehome(self, tenant: _Tenant) -> None:
         """Puts the tenant into the bucket of the round that makes it positive, under its best request."""
-        if tenant.home is not None:
-            tenant.home.pop(tenant.head)
-            tenant.home = None
-        head = tenant.waiting.first()
+        head, home = tenant.waiting.first(), None
         if head is not None:
             tenant.settle(self.num_refills)
-            tenant.home, tenant.head = self._bucket(tenant.num_refills_due), head
-            tenant.home.insert(head, tenant)
+            home = self._bucket(tenant.num_refills_due)
+            if home is tenant.home and head == tenant.head:
+                return  # mostly: an output token changes neither
+        if tenant.home is not None:
+            tenant.home.pop(tenant.head)
+        tenant.home = home
+        if home is not None and head is not None:
+            tenant.head = head
+            home.insert(head, tenant)
 
     def _bucket(self, num_refills_due: int) -> Ordered[int, _Tenant]:
         if num_refills_due == 0:

@@ -6,6 +6,7 @@ from preble_jax.config import QueueSettings, TenantSettings
 from preble_jax.errors import ConfigError
 from preble_jax.sched.queues.base import QueuePolicy
 from preble_jax.sched.queues.dlpm import DLPM
+from preble_jax.sched.queues.fair import Fair
 from preble_jax.sched.queues.fcfs import FCFS
 from preble_jax.sched.queues.lpm import LPM
 from preble_jax.sched.queues.priority_groups import PriorityGroups
@@ -26,4 +27,6 @@ def make_queue(settings: QueueSettings, tenants: TenantSettings | None = None) -
             return VTC(tenants)
         case "dlpm":
             return DLPM(tenants, settings.dlpm_quantum)
-    raise ConfigError(f"queue.policy: expected dlpm, vtc, lpm, fcfs or priority_groups, got {settings.policy!r}")
+        case "fair":
+            return Fair(tenants, settings.dlpm_quantum, settings.head_start)
+    raise ConfigError(f"queue.policy: expected fair, dlpm, vtc, lpm, fcfs or priority_groups, got {settings.policy!r}")

@@ -1,0 +1,237 @@
+"""Every placement policy on every workload and trace: SLO capacity, and p99 at fixed rates.
+
+    python -m benchmarks.paper.tournament --traces FOLDER [--requests 3000] [--queue NAME] [--rows FILE]
+
+Four groups of Mistral-7B on an A6000 (198,516 tokens of keys and values each). The capacity is the highest rate at
+which 99 of 100 requests have their first token within the SLO: 5 s, or five times what a prompt of mean length takes
+alone and uncached, where that is more. No policy is tuned for a workload; each has the queue that it is published with,
+or all have --queue. The fixed rates are 0.7 and 1.0 of E2's capacity. Traces that are too short to overload four
+groups at any rate have no capacity, and fixed rates from an estimate.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.experiment import Policies, make_parser, make_scenario, rounded, save, select
+from preble_jax.config import QueueSettings
+from preble_jax.progress import make_progress
+from preble_jax.sim.capacity import estimate_rate, find_capacities
+from preble_jax.sim.cost import find_cost
+from preble_jax.sim.cost.scheduling import prompt_s
+from preble_jax.sim.intervals import geometric_mean, mean_and_half_width
+from preble_jax.sim.plots import Panel
+from preble_jax.sim.rate_search import MOST_RATE
+from preble_jax.sim.scenario import Scenario, Source
+from preble_jax.sim.slo import Target
+from preble_jax.sim.sweep import Job, Row, RowFile, make_workers, run_grid
+
+GROUPS, COST = 4, "mistral7b_a6000"
+TOLERANCE = 0.03
+# Requests a second, a tenth of what a search ends at: the trace is over before it has loaded anything.
+UNBOUNDED = MOST_RATE / 10
+LEAST_SLO_S, ALONE_FACTOR = 5.0, 5.0
+FIXED = (0.7, 1.0)
+LONGEST_S = 600.0
+E2, DEFAULT = "e2", "default"
+POLICIES = tuple(
+    Policies(name=name, placement=name, queue=queue)
+    for name, queue in (
+        (DEFAULT, QueueSettings().policy),
+        (E2, "priority_groups"),
+        ("d2lpm", "dlpm"),
+        ("round_robin", "priority_groups"),
+        ("least_loaded", "priority_groups"),
+        ("consistent_hashing", "priority_groups"),
+        ("cache_aware", "priority_groups"),
+        ("dynamo_cost", "priority_groups"),
+        ("lmetric", "priority_groups"),
+        ("cacheroute", "priority_groups"),
+        ("preble_released", "priority_groups"),
+    )
+)
+WORKLOADS = (
+    *("toolbench", "toolbench_zipf", "agent", "programming", "video", "loogle", "mixed", "unshared"),
+    *("zipf", "zipf_steep", "hot_prefix", "shift", "burst", "chat", "assistants"),
+    *("d2lpm_s1", "d2lpm_s2", "vtc_short_long", "noisy_tenant", "shared_tools"),
+)
+# Files under --traces, and what their lengths are multiplied by: Mooncake's prompts of 12,000 tokens share so little
+# that nothing would fit these groups.
+TRACES = (
+    ("hash_b16/toolbench_cot.jsonl", 1.0),
+    ("hash_b16/alfworld_react_synth.jsonl", 1.0),
+    ("hash_b16/gsm8k_8shot.jsonl", 1.0),
+    ("hash_b16/hotpotqa_react_first1000.jsonl", 1.0),
+    ("hash_b16/lmcache_miniswe.jsonl", 1.0),
+    ("hash_b16/loogle_sample.jsonl", 1.0),
+    ("mooncake/conversation_trace.jsonl", 0.125),
+    ("azure/AzureLLMInferenceTrace_conv.csv", 1.0),
+    ("vtc/vtc_real_trace.csv", 1.0),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    name: str
+    source: Source
+    target: Target
+
+    def job(self, policies: Policies, seed: int, rate: float | None = None) -> Job:
+        """A probe of the target; with a rate, an ordinary run."""
+        source = self.source if rate is None else replace(self.source, rate=rate)
+        scenario = make_scenario(policies, source, groups=GROUPS, cost=COST, seed=seed)
+        return Job(scenario=scenario, target=self.target if rate is None else None)
+
+
+def cases(traces: Path | None, num_requests: int, only: Sequence[str]) -> list[Case]:
+    sources = [Source(workload=name, rate=1.0, num_requests=num_requests, duration_s=LONGEST_S) for name in WORKLOADS]
+    if traces is not None:
+        sources += [
+            Source(trace=str(traces / file), rate=1.0, num_requests=num_requests, length_scale=scale)
+            for file, scale in TRACES
+        ]
+    chosen = [source for source in sources if not only or source.name in only]
+    return [Case(name=source.name, source=source, target=target_of(source)) for source in chosen]
+
+
+def target_of(source: Source) -> Target:
+    workload = Scenario(source=replace(source, num_requests=1000)).source.load(GROUPS, 0)
+    mean_tokens = round(workload.num_prompt_tokens / len(workload.requests))
+    alone_s = prompt_s(find_cost(COST), mean_tokens)
+    return Target(metric="ttft", percentile=99, limit_s=float(round(max(LEAST_SLO_S, ALONE_FACTOR * alone_s))))
+
+
+def capacity_rows(rows: Sequence[Row], chosen: Sequence[Case], policies: Sequence[Policies]) -> list[dict[str, Any]]:
+    """A row a case and policy: mean and half of the 95% interval; over E2's, and over the best other one's. None in a
+    case that some policy serves at any rate."""
+    found = []
+    for case in chosen:
+        of_case = select(rows, workload=case.name)
+        if any(row["capacity"] > UNBOUNDED for row in of_case):
+            found += [_capacity_row(case, each.name, None, None, None) for each in policies]
+            continue
+        means = {
+            each.name: mean_and_half_width([row["capacity"] for row in select(of_case, placement=each.placement)])
+            for each in policies
+        }
+        for name, (mean, half_width) in means.items():
+            best = max((other for rival, (other, _) in means.items() if rival not in (name, DEFAULT)), default=0.0)
+            e2 = means.get(E2, (0.0, 0.0))[0]
+            capacity = [rounded(mean), rounded(half_width)]
+            found.append(_capacity_row(case, name, capacity, mean / e2 if e2 else None, mean / best if best else None))
+    return found
+
+
+def _capacity_row(
+    case: Case, name: str, capacity: list[float] | None, over_e2: float | None, over_best: float | None
+) -> dict[str, Any]:
+    return {
+        "workload": case.name,
+        "target": str(case.target),
+        "placement": name,
+        "capacity": capacity,
+        "over_e2": rounded(over_e2),
+        "over_best_baseline": rounded(over_best),
+    }
+
+
+def fixed_rates(case: Case, capacities: Sequence[dict[str, Any]]) -> list[float]:
+    known = [row["capacity"] for row in capacities if (row["workload"], row["placement"]) == (case.name, E2)]
+    of_e2 = known[0][0] if known and known[0] else 0.0
+    return [rounded(share * (of_e2 or estimate_rate(case.job(POLICIES[0], 0).scenario))) for share in FIXED]
+
+
+def fixed_rows(rows: Sequence[Row], chosen: Sequence[Case], policies: Sequence[Policies]) -> list[dict[str, Any]]:
+    measures = ("latency_mean_s", "latency_p99_s", "ttft_mean_s", "ttft_p99_s", "hit_ratio", "imbalance", "jain_index")
+    found = []
+    for case in chosen:
+        rates = sorted({row["rate"] for row in select(rows, workload=case.name)})
+        for rate in rates:
+            for each in policies:
+                members = select(rows, workload=case.name, placement=each.placement, rate=rate)
+                spread = {
+                    measure: [
+                        rounded(value) for value in mean_and_half_width([row["summary"][measure] for row in members])
+                    ]
+                    for measure in measures
+                }
+                found.append({"workload": case.name, "rate": rate, "placement": each.name, **spread})
+    return found
+
+
+def totals(capacities: Sequence[dict[str, Any]], policies: Sequence[Policies]) -> list[dict[str, Any]]:
+    """Of each policy over all cases: geometric mean over E2's capacity, and the worst against the best baseline's."""
+    found = []
+    for each in policies:
+        rows = [row for row in capacities if row["placement"] == each.name]
+        rated = [row for row in rows if row["over_best_baseline"] is not None]
+        worst: dict[str, Any] = min(rated, key=lambda row: row["over_best_baseline"], default={})
+        found.append(
+            {
+                "placement": each.name,
+                "queue": each.queue,
+                "over_e2": rounded(geometric_mean([row["over_e2"] for row in rows if row["over_e2"] is not None])),
+                "worst_over_best_baseline": worst.get("over_best_baseline"),
+                "worst_workload": worst.get("workload"),
+            }
+        )
+    return found
+
+
+def panels(capacities: Sequence[dict[str, Any]], chosen: Sequence[Case]) -> list[Panel]:
+    return [
+        Panel(
+            title=case.name,
+            y_label=f"requests/s, {case.target}",
+            bars={
+                row["placement"]: (row["capacity"][0], row["capacity"][1])
+                for row in capacities
+                if row["workload"] == case.name
+            },
+        )
+        for case in chosen
+        if any(row["capacity"] for row in capacities if row["workload"] == case.name)
+    ]
+
+
+def main(arguments: argparse.Namespace) -> None:
+    names = arguments.placements.split(",") if arguments.placements else [each.name for each in POLICIES]
+    policies = [replace(each, queue=arguments.queue or each.queue) for each in POLICIES if each.name in names]
+    chosen = cases(arguments.traces, round(arguments.requests * arguments.scale), arguments.only)
+    file, progress = RowFile(arguments.rows), make_progress()
+    with make_workers(arguments.processes) as workers:
+        probes = [case.job(each, seed) for case in chosen for each in policies for seed in range(arguments.seeds)]
+        rows = find_capacities(probes, tolerance=TOLERANCE, workers=workers, file=file, progress=progress)
+        capacities = capacity_rows(rows, chosen, policies)
+        fixed: list[Row] = []
+        if not arguments.capacity_only:
+            runs = [
+                case.job(each, seed, rate)
+                for case in chosen
+                for rate in fixed_rates(case, capacities)
+                for each in policies
+                for seed in range(arguments.seeds)
+            ]
+            fixed = run_grid(runs, workers, file, progress)
+    document = {
+        "totals": totals(capacities, policies),
+        "capacities": capacities,
+        "fixed_rates": fixed_rows(fixed, chosen, policies),
+    }
+    save("tournament", arguments, document, panels(capacities, chosen))
+    for row in document["totals"]:
+        print(*row.values())
+
+
+if __name__ == "__main__":
+    parser = make_parser(__doc__, num_seeds=5)
+    parser.add_argument("--requests", type=int, default=3000, help="of a run; shorter traces are taken whole")
+    parser.add_argument("--placements", default="", help="with commas between them; default: all")
+    parser.add_argument("--queue", default="", help="of all policies; default: each one's own")
+    parser.add_argument("--only", nargs="*", default=[], metavar="WORKLOAD", help="workloads and traces by name")
+    parser.add_argument("--capacity-only", action="store_true", help="no runs at fixed rates")
+    main(parser.parse_args())

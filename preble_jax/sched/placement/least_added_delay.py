@@ -1,0 +1,87 @@
+"""Least added delay: the group where a request costs the least time, its own and that of others.
+
+    added delay on group i = wait_i + own_i + others * n * own_i + decoding * n_i * rows      (seconds)
+
+- wait_i: time to compute what is queued on i and will go first. Queued: prompt tokens of requests sent there whose
+  first token has not come. The groups' queues are fair between tenants: a tenant waits for what it has queued itself
+  and for as much of each other tenant's, not for a flood of somebody else's; so at most (its own queue and this
+  request) * tenants that have something queued.
+- own_i: time to compute the tokens of its prompt that i does not hold. Every length of match is a candidate: a shorter
+  one on an idle group is weighed against the longest one behind a queue.
+- others * n * own_i: while a group computes that, those that come after it wait. n: requests outstanding for each group
+  of the cluster, which stands for how many that will be. It is the price of work that a better match would save, and
+  the same everywhere: where nothing is shared it changes nothing, and the shortest wait decides.
+- decoding * n_i * rows: its output tokens lengthen the steps of the n_i requests that are on i, as theirs do its own.
+  rows: what the output expected of it adds to steps that are run in any case.
+
+So at low load, where n is 0, a prompt goes where its first token comes soonest, and hot prefixes spread over idle
+groups by themselves; the fuller the cluster, the more an uncached token weighs, and the more prefixes stay where they
+are. There is no threshold: nothing is heavy, hot or balanced, no history is asked, and what has ended does not count.
+Between equal costs the group with less work in the window wins, then `rank`: on an idle cluster new prefixes go where
+the fewest were sent.
+
+Prices are those of one group, the others' fitted costs differ from it by noise, which n would multiply; how long a
+group needs itself is told by its own. Prompt work weighed by the number of requests it delays is LMetric's idea (arXiv
+2603.15202); there it is a product with the group's own number.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable
+from itertools import islice
+
+from preble_jax.config import SchedSettings
+from preble_jax.sched.cost import CostModel
+from preble_jax.sched.groups import Group
+from preble_jax.sched.placement.base import Cluster, PlacementPolicy, Proposal, Query, all_levels, slots_of
+
+NUM_RANKED = 3  # the choice and two runners-up
+NUM_LOOKED_AT = 64  # groups of one level, those with the fewest requests outstanding
+
+Ranked = list[tuple[float, int, float, int]]
+
+
+class LeastAddedDelay(PlacementPolicy):
+    """The settings' delay_others and delay_decoding are the two weights."""
+
+    def __init__(self, settings: SchedSettings) -> None:
+        self._others = settings.delay_others
+        self._decoding = settings.delay_decoding
+
+    def choose(self, query: Query, cluster: Cluster) -> Proposal:
+        ranked: Ranked = []
+        price = cluster.at(next(slots_of(query.eligible))).cost
+        others = self._others * cluster.num_outstanding / cluster.up.bit_count()
+        for mask, tokens in all_levels(query):
+            if mask:
+                missed = query.request.num_tokens - tokens
+                groups = islice(cluster.by_queue(mask), NUM_LOOKED_AT)
+                self._rank(ranked, groups, missed, others * price.prefill_ns(missed), query, price)
+        slots = [slot for _, _, _, slot in ranked]
+        matched = next((tokens for mask, tokens in query.levels if mask >> slots[0] & 1), 0)
+        return Proposal(slots, "exploit" if 2 * matched > query.request.num_tokens else "explore")
+
+    def _rank(
+        self, ranked: Ranked, groups: Iterable[Group], missed: int, others_ns: float, query: Query, price: CostModel
+    ) -> None:
+        """Inserts the best of a level, in which every group has to compute `missed` tokens, which costs others_ns.
+        groups: the fewest outstanding first, so that one can be left out when waiting for nothing would not help it."""
+        tenant, max_tokens = query.request.tenant, query.request.max_tokens
+        for group in groups:
+            rows_ns = price.row_ns(group.expected_output(max_tokens))
+            delay_ns = group.cost.prefill_ns(missed) + others_ns + self._decoding * group.num_outstanding * rows_ns
+            if len(ranked) == NUM_RANKED and delay_ns > ranked[-1][0]:
+                continue
+            delay_ns += group.cost.prefill_ns(_tokens_ahead(group, tenant, missed))
+            insort(ranked, (delay_ns, group.load_ns, group.rank, group.slot))
+            del ranked[NUM_RANKED:]
+
+
+def _tokens_ahead(group: Group, tenant: str, missed: int) -> int:
+    """Queued tokens that are computed before a request of the tenant, at most."""
+    by_tenant = group.queued_by_tenant
+    if len(by_tenant) < 2 and tenant in by_tenant:
+        return group.queued_tokens
+    num_tenants = len(by_tenant) + (tenant not in by_tenant)
+    return min(group.queued_tokens, (by_tenant.get(tenant, 0) + missed) * num_tenants)

@@ -1,0 +1,1 @@
+"""Discrete-event simulation of a cluster, over the production schedulers and page bookkeeping."""

@@ -1,0 +1,23 @@
+"""One try at serving a simulated request on a device group."""
+
+from __future__ import annotations
+
+from preble_jax.request import Request
+from preble_jax.sched.messages import PlaceRequest
+from preble_jax.sim.record import RequestRecord
+
+
+class Attempt:
+    """request: as the group takes it; placed: as the global scheduler does. delivered_s: when it reached the group.
+
+    num_served: output tokens that were counted as service so far.
+    """
+
+    __slots__ = ("delivered_s", "num_served", "placed", "record", "request")
+
+    def __init__(self, record: RequestRecord, request: Request, placed: PlaceRequest) -> None:
+        self.record = record
+        self.request = request
+        self.placed = placed
+        self.delivered_s = 0.0
+        self.num_served = 0

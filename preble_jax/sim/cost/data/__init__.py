@@ -1,0 +1,1 @@
+"""The numbers of the cost models, as JSON: `preble_jax.sim.cost.catalogue` reads them."""

@@ -1,0 +1,102 @@
+"""`preble-jax sim sweep`: every combination of lists of settings, on all cores; or the SLO capacity of each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from preble_jax.errors import ConfigError
+from preble_jax.progress import make_progress
+from serve.sim import make_console, show
+from serve.sim_arguments import require_folder, scenarios_of, slo_of
+
+# What rows of one setting have in common; the seeds are averaged over.
+_LABELS = ("workload", "groups", "placement", "queue", "rate")
+_MEASURES = ("latency_mean_s", "latency_p99_s", "ttft_mean_s", "ttft_p99_s", "hit_ratio", "imbalance", "jain_index")
+
+
+def run_sweep(arguments: argparse.Namespace) -> int:
+    """Exit status 0. Raises ConfigError and InvalidRequestError, before anything is simulated where that can be."""
+    from preble_jax.sim.capacity import find_capacities
+    from preble_jax.sim.slo import Target
+    from preble_jax.sim.sweep import Job, RowFile, make_workers, run_grid
+
+    require_folder("--json", arguments.json)
+    if not 0.001 <= arguments.tolerance <= 1.0:
+        raise ConfigError(f"--tolerance: expected a share in [0.001, 1], got {arguments.tolerance}")
+    if arguments.processes < 0:
+        raise ConfigError(f"--processes: expected at least 1, or 0 for one a core, got {arguments.processes}")
+    target = Target.parse(arguments.slo)
+    if arguments.capacity:
+        arguments.rate = (1.0,)  # what is looked for
+    scenarios = scenarios_of(arguments)
+    slo = slo_of(arguments)
+    file = RowFile(arguments.json)
+    progress = make_progress()
+    with make_workers(arguments.processes) as workers:
+        if arguments.capacity:
+            rows = find_capacities(
+                [Job(scenario=scenario, target=target) for scenario in scenarios],
+                tolerance=arguments.tolerance,
+                workers=workers,
+                file=file,
+                progress=progress,
+            )
+            table = capacity_table(rows, arguments.slo)
+        else:
+            rows = run_grid([Job(scenario=scenario, slo=slo) for scenario in scenarios], workers, file, progress)
+            table = grid_table(rows)
+    make_console().print(table)
+    return 0
+
+
+def grid_table(rows: Sequence[dict[str, Any]]) -> Table:
+    from preble_jax.sim.intervals import mean_and_half_width
+
+    num_seeds = len({row["seed"] for row in rows})
+    title = f"means over {num_seeds} seeds" if num_seeds > 1 else None
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for column in _LABELS:
+        table.add_column(column)
+    for column in ("latency mean", "p99", "TTFT mean", "p99", "hit", "imbalance", "Jain"):
+        table.add_column(column, justify="right")
+    for label, group in _by_label(rows).items():
+        cells = []
+        for measure in _MEASURES:
+            values = [row["summary"][measure] for row in group]
+            known = [value for value in values if value is not None]
+            cells.append(show(mean_and_half_width(known)[0] if known else None))
+        table.add_row(*label, *cells)
+    return table
+
+
+def capacity_table(rows: Sequence[dict[str, Any]], target: str) -> Table:
+    from preble_jax.sim.intervals import mean_and_half_width
+
+    table = Table(title=f"highest rate with {target}", title_justify="left", box=box.SIMPLE)
+    for column in _LABELS[:-1]:
+        table.add_column(column)
+    for column in ("requests/s", "95%", "hit", "probes"):
+        table.add_column(column, justify="right")
+    for label, group in _by_label(rows).items():
+        mean, half_width = mean_and_half_width([row["capacity"] for row in group])
+        hits = [row["summary"]["hit_ratio"] for row in group if row["summary"]]
+        hit = f"{mean_and_half_width(hits)[0]:.1%}" if hits else "-"
+        probes = sum(row["probes"] for row in group)
+        table.add_row(*label[:-1], f"{mean:.2f}", f"±{half_width:.2f}", hit, f"{probes}")
+    return table
+
+
+def _by_label(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(_text(row[key]) for key in _LABELS), []).append(row)
+    return groups
+
+
+def _text(label: object) -> str:
+    return "-" if label is None else f"{label:g}" if isinstance(label, float) else str(label)

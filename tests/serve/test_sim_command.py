@@ -1,0 +1,178 @@
+"""`preble-jax sim`, `sim sweep` and `plot`: the file, the table, and bad input before anything is simulated."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from preble_jax.config import SchedSettings
+from serve.cli import main
+from serve.sim_arguments import parse_fault
+
+RUN = ("sim", "--workload", "d2lpm_s1", "--rate", "20", "--groups", "2", "--requests", "60")
+
+
+def run(*arguments: object, out: Path) -> dict:
+    assert main([*RUN, *map(str, arguments), "--json", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    output = capsys.readouterr()
+    assert output.out == ""
+    [line] = output.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_the_file_has_everything_and_the_table_what_matters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["preble-jax", *RUN])
+    document = run("--placement", "round_robin", "--queue", "fcfs", "--slo-ttft", 1, out=tmp_path / "out.json")
+    keys = ["command", "settings", "summary", "groups", "tenants", "service", "requests"]
+    assert list(document) == keys
+    assert document["command"].startswith("preble-jax sim --workload d2lpm_s1")
+    sim = document["settings"]["sim"]
+    assert (sim["sched"]["placement"], sim["queue"]["policy"], sim["num_groups"]) == ("round_robin", "fcfs", 2)
+    summary = document["summary"]
+    assert summary["requests"] == summary["finished"] == len(document["requests"]) == 60
+    assert summary["slo"] == {"ttft": 1.0} and 0 < summary["goodput"] <= summary["throughput_per_s"]
+    assert sum(group["requests"] for group in document["groups"]) == 60
+    assert sum(row["requests"] for row in document["tenants"].values()) == 60
+    row = document["requests"][0]
+    assert row["status"] == "finished" and row["sent_s"] < row["first_token_s"] < row["finished_s"]
+    assert {"index", "tenant", "group", "decision", "cached_tokens", "queue_s"} <= row.keys()
+    for tenant, units in document["service"]["tenants"].items():
+        assert units[-1] == pytest.approx(document["tenants"][tenant]["service"])
+
+    printed = capsys.readouterr().out
+    assert "2 groups of mistral7b_a6000, round_robin + fcfs, seed 0" in " ".join(printed.split())
+    assert f"{summary['hit_ratio']:.1%}" in printed and f"{summary['latency_p99_s']:.3f}" in printed
+    assert "client-7" in printed
+
+
+def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
+    files = [run("--seed", seed, out=tmp_path / f"{name}.json") for name, seed in (("a", 3), ("b", 3), ("c", 4))]
+    requests = [file["requests"] for file in files]
+    assert requests[0] == requests[1] != requests[2]
+
+
+def test_the_scheduler_is_told_the_cost_models_costs_unless_somebody_says_otherwise(tmp_path: Path) -> None:
+    told = run(out=tmp_path / "a.json")["settings"]["sim"]["sched"]
+    assert told["prefill_token_s"] != SchedSettings().prefill_token_s
+    said = run("--config.sched.prefill_token_s=0.5", out=tmp_path / "b.json")["settings"]["sim"]["sched"]
+    assert said["prefill_token_s"] == 0.5 and said["decode_token_s"] == told["decode_token_s"]
+
+
+def test_a_trace_and_an_engine_of_another_size(tmp_path: Path) -> None:
+    trace = tmp_path / "some.jsonl"
+    rows = [{"input_length": 100, "output_length": 4, "hash_ids": [*range(6), 10 + i]} for i in range(20)]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = ["sim", "--trace", str(trace), "--trace-format", "mooncake", "--rate", "5", "--groups", "1"]
+    out = tmp_path / "out.json"
+    assert main([*common, "--block-size", "16", "--kv-tokens", "4096", "--json", str(out)]) == 0
+    summary = json.loads(out.read_text())["summary"]
+    assert (summary["requests"], summary["cached_tokens"]) == (20, 19 * 96)
+    assert json.loads(out.read_text())["settings"]["source"]["block_size"] == 16
+    sizes = ["--prefill-tokens", "32", "--max-num-seqs", "1", "--requests", "5", "--length-scale", "2"]
+    assert main([*common, *sizes, "--json", str(out)]) == 0
+    document = json.loads(out.read_text())
+    assert document["summary"]["requests"] == 5 and document["requests"][0]["num_prompt"] == 200
+    assert document["summary"]["num_steps"] >= 7 + 4 * 1, "a prompt of 200 tokens takes 7 steps of 32"
+
+
+def test_faults_and_lag(tmp_path: Path) -> None:
+    arguments = ["--fault", "kill:1@1", "--fault", "restart:1@2", "--event-lag", 0.05, "--network", 0.001]
+    document = run(*arguments, out=tmp_path / "out.json")
+    sim = document["settings"]["sim"]
+    assert [fault["kind"] for fault in sim["faults"]] == ["kill", "restart"]
+    assert (sim["event_lag_s"], sim["network_s"]) == (0.05, 0.001)
+    assert document["summary"]["retried"] + document["summary"]["failed"] > 0
+    assert parse_fault("drain:3@0.5").group == 3
+
+
+def test_a_sweep_and_its_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    lists = ["--placement", "e2,round_robin", "--seed", "0,1", "--rate", "4,8", "--requests", "20"]
+    sweep = ["sim", "sweep", "--workload", "toolbench", *lists, "--processes", "1"]
+    assert main([*sweep, "--json", str(rows)]) == 0
+    assert "means over 2 seeds" in capsys.readouterr().out
+    assert len(rows.read_text().splitlines()) == 8
+    assert main([*sweep[:-2], "--capacity", "--slo", "ttft_p90=2", "--tolerance", "0.5", "--processes", "1"]) == 0
+    assert "highest rate with ttft_p90=2" in capsys.readouterr().out
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    run(out=tmp_path / "one.json")
+    pictures = [["rate", rows], ["ablation", tmp_path / "one.json"], ["service", tmp_path / "one.json"]]
+    for arguments in pictures:
+        picture = tmp_path / f"{arguments[0]}.svg"
+        metric = ["--metric", "ttft_mean_s"] if arguments[0] != "service" else []
+        assert main(["plot", *map(str, arguments), *metric, "--output", str(picture)]) == 0
+    assert b"round_robin" in (tmp_path / "rate.svg").read_bytes()
+    first = (tmp_path / "service.svg").read_bytes()
+    assert b"client-7" in first
+    assert main(["plot", *map(str, pictures[-1]), "--output", str(tmp_path / "service.svg")]) == 0
+    assert (tmp_path / "service.svg").read_bytes() == first, "equal input, equal file"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rate", "3"], "expected --workload NAME or --trace FILE"),
+        (["--workload", "toolbench"], "--rate: expected requests a second"),
+        (["--workload", "toolbensh", "--rate", "3"], "toolbench"),
+        (["--workload", "toolbench", "--rate", "0"], "--rate: expected a number above 0, got 0"),
+        (["--workload", "toolbench", "--rate", "3", "--duration", "-1"], "--duration: expected a number above 0"),
+        (["--workload", "toolbench", "--rate", "3,4"], "expected one value an argument, got 2 combinations"),
+        (["--workload", "toolbench", "--rate", "3", "--cost", "a600"], "mistral7b_a6000"),
+        (["--workload", "toolbench", "--rate", "3", "--placement", "e3"], "sched.placement: expected"),
+        (["--workload", "toolbench", "--rate", "3", "--queue", "fifo"], "queue.policy: expected"),
+        (["--workload", "toolbench", "--rate", "3", "--groups", "0"], "num_groups: expected"),
+        (["--workload", "toolbench", "--rate", "3", "--fault", "kill:9@1"], "faults: expected"),
+        (["--workload", "toolbench", "--rate", "3", "--fault", "kill@1"], "for example kill:1@30, got 'kill@1'"),
+        (["--workload", "toolbench", "--rate", "3", "--slo-ttft", "0"], "--slo-ttft: expected seconds above 0"),
+        (["--workload", "toolbench", "--rate", "3", "--json", "nowhere/x.json"], "--json: expected a file in a folder"),
+        (["--trace", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["sweep", "--workload", "toolbench", "--capacity", "--slo", "p99=5"], "--slo: expected METRIC_pN=SECONDS"),
+        (["sweep", "--workload", "toolbench", "--rate", "1", "--tolerance", "0"], "--tolerance: expected"),
+        (["sweep", "--workload", "toolbench", "--rate", "1", "--processes", "-1"], "--processes: expected"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sim", *arguments]) == 2
+    assert words in error_line(capsys)
+
+
+def test_drawing_what_cannot_be_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    picture = str(tmp_path / "x.svg")
+    assert main(["plot", "rate", "x.jsonl", "--output", "x.gif"]) == 2
+    assert "ends in .svg, .png, .pdf, got x.gif" in error_line(capsys)
+    if importlib.util.find_spec("matplotlib"):
+        for kind, words in (("service", "expected what `preble-jax sim"), ("rate", "expected a line of")):
+            assert main(["plot", kind, str(tmp_path / "other.json"), "--output", picture]) == 2
+            assert words in error_line(capsys)
+        assert main(["plot", "rate", "nowhere.jsonl", "--output", picture]) == 2
+        assert "nowhere.jsonl: expected a file of `preble-jax sim`" in error_line(capsys)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["plot", "rate", "x.jsonl", "--output", picture]) == 2
+    assert "pip install 'preble-jax[plot]'" in error_line(capsys)
+
+
+def test_lists_of_numbers_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sim", "--workload", "toolbench", "--rate", "3,x"])
+    assert "expected numbers with commas between them, got '3,x'" in capsys.readouterr().err
+
+
+def test_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sim", "--list"]) == 0
+    printed = capsys.readouterr().out
+    assert "toolbench_zipf" in printed and "llama70b_tp2_h100" in printed
