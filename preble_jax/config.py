@@ -238,8 +238,8 @@ class SchedSettings(BaselineSettings):
     autoscale: bool = True
     autoscale_ratio: float = 2.0
     d2lpm_quantum_tokens: int = 8192
-    delay_others: float = 0.2
-    delay_decoding: float = 0.5
+    delay_others: float = 0.25
+    delay_decoding: float = 0.25
     prefill_base_s: float = 0.03
     prefill_token_s: float = 0.0008
     decode_token_s: float = 0.006
