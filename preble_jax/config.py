@@ -14,6 +14,7 @@ from preble_jax.errors import ConfigError
 
 Dtype = Literal["bfloat16", "float32"]
 WeightFormat = Literal["native", "int8"]
+DEFAULT_PLACEMENT = "least_added_delay"
 
 
 def _require(key: str, value: float, low: float, high: float = math.inf) -> None:
@@ -194,7 +195,8 @@ class SchedSettings(BaselineSettings):
     """Global placement. Costs are seconds of a device group; the defaults are those of the default model on
     one CPU core (`preble-jax profile` measures them).
 
-    placement: the policy (docs/scheduling.md). Those but "e2" and "d2lpm" are there for comparison.
+    placement: the policy (docs/scheduling.md). "default" stands for DEFAULT_PLACEMENT; "e2" and "d2lpm" may be chosen
+        for reasons that are given there; the others are there for comparison.
     window_s: the window H over which history counts.
     imbalance_ratio: IMBAL_R, the share of decode time in a group's load above which it is sent prefill work.
     rebalance: whether e2 redirects exploits of the heaviest group to the lightest; rebalance_ratio: Th_bal, while the
@@ -203,8 +205,10 @@ class SchedSettings(BaselineSettings):
         to more than autoscale_ratio times what it was over the window before.
     d2lpm_quantum_tokens: Q_w of d2lpm, service units (computed prompt tokens, at the default weights) that a tenant of
         weight 1 gets on each group at a refill. More of it: longer stays where the prefix is; less: tighter fairness.
-    delay_others, delay_decoding: least_added_delay: weights of the time that a request's prompt, and its output, take
-        from the requests that are on a group already.
+    delay_others: of least_added_delay: how many later requests wait while a group computes a prompt, for each request
+        that is outstanding on a group, on the average of the cluster. 0: a prompt's work is its own affair.
+    delay_decoding: of least_added_delay: share of the requests outstanding on a group whose steps, for the whole of a
+        new request's output, are lengthened by it. 0: outputs cost nobody anything.
     prefill_base_s + prefill_token_s * tokens: time to compute that many prompt tokens.
     decode_token_s: time one output token costs a group. `preble-jax profile` measures these three on any machine.
     cost_file: a file of `preble-jax profile`: its costs take the place of these three, unless an override gives them.
@@ -230,7 +234,7 @@ class SchedSettings(BaselineSettings):
         "lmetric",
         "cacheroute",
         "preble_released",
-    ] = "e2"
+    ] = "default"
     window_s: float = 180.0
     imbalance_ratio: float = 0.8
     rebalance: bool = True
@@ -273,6 +277,11 @@ class SchedSettings(BaselineSettings):
                 raise ConfigError(f"sched.{name}: expected a finite number >= 0, got {value}")
         if self.max_forest_blocks < 1:
             raise ConfigError(f"sched.max_forest_blocks: expected at least 1 page, got {self.max_forest_blocks}")
+
+    @property
+    def policy(self) -> str:
+        """The placement policy by the name of its own, which is what to show."""
+        return DEFAULT_PLACEMENT if self.placement == "default" else self.placement
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,7 +150,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         stats, policy = self._scheduler.stats(), self._scheduler.policy_stats()
         return pb.GetStateResponse(
             groups=[self._group_state(link, stats[group]) for group, link in sorted(self._links.items())],
-            placement=self._scheduler.settings.placement,
+            placement=self._scheduler.settings.policy,
             counters=policy.counters,
             tenants=[pb.TenantState(tenant=name, **asdict(tenant)) for name, tenant in policy.tenants.items()],
         )

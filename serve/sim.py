@@ -15,7 +15,7 @@ from rich.table import Table
 
 from preble_jax.errors import ConfigError
 from preble_jax.progress import make_progress
-from serve.sim_arguments import require_folder, scenarios_of, slo_of
+from serve.sim_arguments import require_writable, scenarios_of, slo_of
 
 if TYPE_CHECKING:
     from preble_jax.sim.record import SimResult
@@ -29,7 +29,7 @@ def run_sim(arguments: argparse.Namespace) -> int:
     """Exit status 0. Raises ConfigError and InvalidRequestError, before anything is simulated where that can be."""
     from preble_jax.sim.summary import summarize
 
-    require_folder("--json", arguments.json)
+    require_writable("--json", arguments.json)
     scenarios = scenarios_of(arguments)
     if len(scenarios) != 1:
         raise ConfigError(f"expected one value an argument, got {len(scenarios)} combinations; use sim sweep")
@@ -82,7 +82,7 @@ def _head(scenario: Scenario, summary: Mapping[str, Any]) -> Table:
     sim = scenario.sim
     rate = "its own times" if scenario.source.rate is None else f"{scenario.source.rate:g} requests/s"
     title = (
-        f"{scenario.source.name} at {rate}, {sim.num_groups} groups of {scenario.cost}, {sim.sched.placement} + "
+        f"{scenario.source.name} at {rate}, {sim.num_groups} groups of {scenario.cost}, {sim.sched.policy} + "
         f"{sim.queue.policy}, seed {sim.seed}"
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -112,6 +113,14 @@ def sources_of(arguments: argparse.Namespace) -> list[Source]:
 
     if not (arguments.workload or arguments.trace):
         raise ConfigError("expected --workload NAME or --trace FILE, got neither; --list prints the workloads' names")
+    if not arguments.trace:
+        for flag, given in (
+            ("--trace-format", arguments.trace_format is not None),
+            ("--block-size", arguments.block_size is not None),
+            ("--length-scale", arguments.length_scale != 1.0),
+        ):
+            if given:
+                raise ConfigError(f"{flag}: expected with --trace only, got it with --workload; leave it out")
     common: dict[str, Any] = {
         "trace_format": arguments.trace_format,
         "num_requests": arguments.requests,
@@ -174,6 +183,14 @@ def parse_fault(text: str) -> Fault:
         ) from error
 
 
-def require_folder(flag: str, path: Path | None) -> None:
-    if path is not None and not path.absolute().parent.is_dir():
+def require_writable(flag: str, path: Path | None) -> None:
+    """Before anything is simulated, lest the results are lost. Raises ConfigError."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise ConfigError(f"{flag}: expected a file in a folder that exists, got {path}; make the folder first")
+    if path.is_dir():
+        raise ConfigError(f"{flag}: expected a file, got the folder {path}; name a file in it")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ConfigError(f"{flag}: expected a file that may be written, got {path}; name another one")

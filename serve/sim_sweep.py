@@ -12,7 +12,7 @@ from rich.table import Table
 from preble_jax.errors import ConfigError
 from preble_jax.progress import make_progress
 from serve.sim import make_console, show
-from serve.sim_arguments import require_folder, scenarios_of, slo_of
+from serve.sim_arguments import require_writable, scenarios_of, slo_of
 
 # What rows of one setting have in common; the seeds are averaged over.
 _LABELS = ("workload", "groups", "placement", "queue", "rate")
@@ -25,7 +25,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     from preble_jax.sim.slo import Target
     from preble_jax.sim.sweep import Job, RowFile, make_workers, run_grid
 
-    require_folder("--json", arguments.json)
+    require_writable("--json", arguments.json)
     if not 0.001 <= arguments.tolerance <= 1.0:
         raise ConfigError(f"--tolerance: expected a share in [0.001, 1], got {arguments.tolerance}")
     if arguments.processes < 0:

@@ -204,6 +204,10 @@ class ClusterState:
             found = (len(mine), sum(mine), len(outputs), sum(outputs))
             if kept != found:
                 raise InvariantError(f"group {group.name!r}: sums kept {kept} != sums of the window {found}")
+            if sum(group.queued_by_tenant.values()) != group.queued_tokens:
+                raise InvariantError(
+                    f"group {group.name!r}: {group.queued_tokens} queued tokens kept != sum of {group.queued_by_tenant}"
+                )
             if group.state == "gone" and self.forest.num_held[group.slot]:
                 raise InvariantError(f"group {group.name!r}: gone, but holds {self.forest.num_held[group.slot]} blocks")
 

@@ -340,6 +340,10 @@ class GlobalScheduler:
         tenants = Counter(assignment.tenant for assignment in self._outstanding.values())
         if tenants != self._tenant_outstanding:
             raise InvariantError(f"outstanding requests by tenant: kept {self._tenant_outstanding} != found {tenants}")
+        if self._state.num_outstanding != len(self._outstanding):
+            raise InvariantError(
+                f"outstanding requests: kept {self._state.num_outstanding} != found {len(self._outstanding)}"
+            )
         for group in self._groups.by_name.values():
             mine = [a for a in self._outstanding.values() if a.group is group]
             kept = (group.num_outstanding, group.queued_tokens, group.decode_blocks)
@@ -348,6 +352,13 @@ class GlobalScheduler:
                 raise InvariantError(
                     f"group {group.name!r}: outstanding requests, their queued tokens and blocks kept {kept} != found "
                     f"{found}"
+                )
+            queued: Counter[str] = Counter()
+            for assignment in mine:
+                queued[assignment.tenant] += assignment.queued_tokens
+            if group.queued_by_tenant != +queued:
+                raise InvariantError(
+                    f"group {group.name!r}: queued tokens by tenant kept {group.queued_by_tenant} != found {queued}"
                 )
 
     # --- inside

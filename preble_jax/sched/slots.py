@@ -10,9 +10,19 @@ FEW = 16
 
 def slots_of(mask: int) -> Iterator[int]:
     """The slots in a mask, ascending."""
-    if mask.bit_count() > FEW:  # then a walk over digits is faster than arithmetic on a thousand bits a slot
-        return (slot for slot, digit in enumerate(reversed(bin(mask))) if digit == "1")
-    return _bits_of(mask)
+    if mask.bit_count() <= FEW:
+        return _bits_of(mask)
+    # More are found faster among digits than by arithmetic on a thousand bits a slot: by search where they are sparse.
+    if 4 * mask.bit_count() < mask.bit_length():
+        return _found_in(f"{mask:b}"[::-1])
+    return (slot for slot, digit in enumerate(reversed(bin(mask))) if digit == "1")
+
+
+def _found_in(digits: str) -> Iterator[int]:
+    slot = digits.find("1")
+    while slot >= 0:
+        yield slot
+        slot = digits.find("1", slot + 1)
 
 
 def _bits_of(mask: int) -> Iterator[int]:

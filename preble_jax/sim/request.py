@@ -12,9 +12,9 @@ class SimRequest:
 
     arrival_s: seconds after the workload's begin at which it is sent (at the earliest, when it follows another one).
     num_prompt, num_output: tokens, each at least 1.
-    blocks: ids of the prompt's blocks, `Workload.block_size` tokens each, the last one may be partial or left out. An id
-        stands for a block and for everything before it: wherever an id occurs, the ids before it are the same. Tokens
-        that no block covers are nobody else's.
+    blocks: ids of the prompt's blocks, `Workload.block_size` tokens each, the last one may be partial or left out. An
+        id stands for a block and for everything before it: wherever an id occurs, the ids before it are the same.
+        Tokens that no block covers are nobody else's.
     follows: index in the workload of the request that must have ended before this one is sent (a later turn of a
         conversation, a later step of an agent); it is sent think_s seconds after that.
     """

@@ -28,9 +28,9 @@ class Source:
     """Where the requests come from: the name of a workload, or the path of a trace.
 
     rate: requests a second of the whole cluster; None: a trace's own times. num_requests, duration_s: how many or how
-    long; neither: as long as the original of a workload ran, all of a trace. block_size: tokens a block id of a trace
-    stands for; None: told from the trace. length_scale: what a trace's lengths are multiplied by. arrivals: path of a
-    trace whose times the workload's requests come at, stretched to the rate; "": the workload's own.
+    long, what ends first; neither: as long as the original of a workload ran, all of a trace. block_size: tokens a
+    block id of a trace stands for; None: told from the trace. length_scale: what a trace's lengths are multiplied by.
+    arrivals: path of a trace whose times the workload's requests come at, stretched to the rate; "": its own.
     """
 
     workload: str = ""
@@ -61,7 +61,7 @@ class Source:
 
     def load(self, num_groups: int, seed: int) -> Workload:
         if self.trace:
-            return read_trace(
+            workload = read_trace(
                 Path(self.trace),
                 self.trace_format,
                 rate=self.rate,
@@ -70,6 +70,7 @@ class Source:
                 limit=self.num_requests,
                 length_scale=self.length_scale,
             )
+            return workload if self.duration_s is None else self._cut(workload, self.duration_s)
         assert self.rate is not None
         return make_workload(
             self.workload,
@@ -80,6 +81,15 @@ class Source:
             seed=seed,
             arrivals=read_arrivals(self.arrivals) if self.arrivals else None,
         )
+
+    def _cut(self, workload: Workload, duration_s: float) -> Workload:
+        requests = [request for request in workload.requests if request.arrival_s < duration_s]
+        if not requests:
+            raise ConfigError(
+                f"--duration: expected to reach the first request of {self.trace}, at "
+                f"{workload.requests[0].arrival_s:.3f} s, got {duration_s:g}; give a longer one"
+            )
+        return replace(workload, requests=requests)
 
 
 def _flag(name: str) -> str:

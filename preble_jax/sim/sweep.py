@@ -97,7 +97,12 @@ class RowFile:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a sweep's file. A last line that was cut off in the middle is left out."""
     rows: list[Row] = []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise InvalidRequestError(
+            f"{path}: expected a file of `preble-jax sim sweep`, cannot read it ({error}); name another file"
+        ) from error
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line) if line else None

@@ -46,7 +46,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     for cluster in _clusters(arguments, run_dir):
         config = cluster.config
         console.print(
-            f"{len(requests)} requests in {num_families} prefix families, placement {config.sched.placement}, "
+            f"{len(requests)} requests in {num_families} prefix families, placement {config.sched.policy}, "
             f"local queue {config.queue.policy}",
             highlight=False,
         )
@@ -65,7 +65,7 @@ def _clusters(arguments: argparse.Namespace, run_dir: Path) -> list[Cluster]:
         return [Cluster(arguments.config, overrides, run_dir=run_dir)]
     return [
         Cluster(arguments.config, {**overrides, "sched.placement": placement}, run_dir=run_dir / placement)
-        for placement in ("e2", "round_robin")
+        for placement in ("default", "round_robin")
     ]
 
 

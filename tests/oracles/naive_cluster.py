@@ -9,13 +9,22 @@ from oracles.naive_forest import NaiveForest
 
 
 @dataclass
+class Asked:
+    tenant: str
+    max_tokens: int
+
+
+@dataclass
 class Sent:
+    """started: its first token came."""
+
     name: str
     at: float
     group: int
     missed: int
     pages: int
     path: list
+    started: bool = False
     ended: bool = False
 
 
@@ -30,6 +39,7 @@ class NaiveCluster:
         self.ranks = ranks
         self.num_pages = num_pages
         self.forest = NaiveForest(ttl_s=ttl_s)
+        self.asked: dict[str, Asked] = {}
         self.sent: list[Sent] = []
         self.outputs: list[tuple[float, int, int]] = []
         self.now = 0.0
@@ -41,14 +51,18 @@ class NaiveCluster:
         self.forest.expire(now)
         self.now = now
 
-    def send(self, name: str, prompt: Sequence[bytes], num_tokens: int, max_tokens: int, group: int) -> None:
+    def ask(self, name: str, tenant: str, max_tokens: int) -> None:
+        self.asked[name] = Asked(tenant, max_tokens)
+
+    def send(self, name: str, prompt: Sequence[bytes], num_tokens: int, group: int) -> None:
         missed = num_tokens - self.cached(prompt, num_tokens, group)
-        outputs = self.recent_outputs(group)
-        expected = -(-sum(outputs) // len(outputs)) if outputs else 0
-        if max_tokens:
-            expected = min(expected, max_tokens)
+        expected = self.expected_output(group, self.asked[name].max_tokens)
         pages = -(-(num_tokens + expected) // self.page_size)
         self.sent.append(Sent(name, self.now, group, missed, pages, self.forest.assign(prompt, group, self.now)))
+
+    def start(self, name: str) -> None:
+        (sent,) = (s for s in self.sent if s.name == name)
+        sent.started = True
 
     def finish(self, name: str, output_tokens: int) -> None:
         (sent,) = (s for s in self.sent if s.name == name)
@@ -68,13 +82,18 @@ class NaiveCluster:
         return len(self.running(i))
 
     def queued_tokens(self, i: int) -> int:
-        return sum(s.missed for s in self.running(i))
+        return sum(s.missed for s in self.running(i) if not s.started)
 
     def decode_pages(self, i: int) -> int:
         return sum(s.pages for s in self.running(i))
 
     def recent_outputs(self, i: int) -> list[int]:
         return [tokens for at, group, tokens in self.outputs if group == i and at + self.window_s > self.now]
+
+    def expected_output(self, i: int, max_tokens: int) -> int:
+        outputs = self.recent_outputs(i)
+        expected = -(-sum(outputs) // len(outputs)) if outputs else 0
+        return min(expected, max_tokens) if max_tokens else expected
 
     def shortest_queue(self, groups: Collection[int]) -> int:
         return min(groups, key=lambda i: (self.queue(i), self.ranks[i]))

@@ -1,16 +1,18 @@
-"""The policies that are there for comparison decide as their sources describe, whatever the traffic."""
+"""The default policy decides as its text defines, and those that are there for comparison as their sources describe,
+whatever the traffic."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oracles.naive_added_delay import LeastAddedDelay
 from oracles.naive_cluster import NaiveCluster
 from oracles.naive_forest import chain
 from oracles.paper_routers import (
@@ -27,6 +29,7 @@ from preble_jax.config import SchedSettings
 from preble_jax.errors import ConfigError, PrebleError
 from preble_jax.sched import GlobalScheduler, Placement, PlaceRequest
 from preble_jax.sched.cost import LinearCostModel
+from preble_jax.sched.step_fit import StepTotals
 
 PAGE_SIZE = 4
 NUM_PAGES = (9, 14, 10, 12)
@@ -48,6 +51,12 @@ ORACLES: dict[str, Callable[[NaiveCluster, SchedSettings], Router]] = {
 }
 
 
+@dataclass
+class Report:
+    num_waiting: int = 0
+    num_running: int = 0
+
+
 class Side:
     """The scheduler and the oracle, given the same history."""
 
@@ -61,15 +70,22 @@ class Side:
             ranks=[ranks.random() for _ in NUM_PAGES],
             num_pages=NUM_PAGES,
         )
-        self.oracle = ORACLES[sched.placement](self.cluster, sched)
+        if sched.policy == "least_added_delay":
+            self.oracle: Router = LeastAddedDelay(self.cluster, sched, lambda i: self.real.cost_of(str(i)))
+        else:
+            self.oracle = ORACLES[sched.policy](self.cluster, sched)
         self.now = 0.0
         self.running: list[str] = []
+        self.started: set[str] = set()
+        self.steps = [StepTotals(0, 0, 0, 0.0)] * len(NUM_PAGES)
         self.num_placed = 0
         self.decisions: Counter[str] = Counter()
         for group, num_pages in enumerate(NUM_PAGES):
             self.real.add_group(str(group), num_pages, 0, self.now)
 
-    def place(self, path: Sequence[int], extra: int, max_tokens: int, excluded: frozenset[int]) -> None:
+    def place(
+        self, path: Sequence[int], extra: int, max_tokens: int, excluded: frozenset[int], tenant: str = "default"
+    ) -> None:
         prompt, num_tokens, name = chain(path), max(1, len(path) * PAGE_SIZE + extra), str(self.num_placed)
         self.num_placed += 1
         request = PlaceRequest(
@@ -77,8 +93,10 @@ class Side:
             block_hashes=prompt,
             num_tokens=num_tokens,
             max_tokens=max_tokens,
+            tenant=tenant,
             excluded=frozenset(map(str, excluded)),
         )
+        self.cluster.ask(name, tenant, max_tokens)
         placement = self.real.place(request, self.now)
         self.cluster.pass_time(self.now)
         groups = [i for i in range(len(NUM_PAGES)) if i not in excluded]
@@ -87,12 +105,32 @@ class Side:
             expected,
             self.cluster.cached(prompt, num_tokens, expected),
         )
-        if isinstance(self.oracle, ReleasedPreble):
+        if isinstance(self.oracle, ReleasedPreble | LeastAddedDelay):
             assert placement.decision == self.oracle.decision
+        if isinstance(self.oracle, LeastAddedDelay):
+            assert [int(group) for group in placement.alternatives] == self.oracle.order[1:3]
         assert len({placement.group, *placement.alternatives}) == min(3, len(groups))
-        self.cluster.send(name, prompt, num_tokens, max_tokens, expected)
+        self.cluster.send(name, prompt, num_tokens, expected)
         self.running.append(name)
         self.decisions[placement.decision] += 1
+
+    def start(self, index: int) -> None:
+        """A first token comes."""
+        waiting = [name for name in self.running if name not in self.started]
+        if waiting:
+            name = waiting[index % len(waiting)]
+            self.started.add(name)
+            self.real.first_token(name, self.now)
+            self.cluster.pass_time(self.now)
+            self.cluster.start(name)
+
+    def report(self, group: int, tokens: int, rows: int) -> None:
+        """Steps of a group that is not as fast as was thought, from which its costs are fitted anew."""
+        before = self.steps[group]
+        seconds = 20 * 0.002 + 0.0007 * tokens + (0.0004 + 0.0003 * group) * rows
+        self.steps[group] = StepTotals(before[0] + 20, before[1] + tokens, before[2] + rows, before[3] + seconds)
+        self.real.load_report(str(group), Report(), self.now, steps=self.steps[group])
+        self.cluster.pass_time(self.now)
 
     def finish(self, index: int, output_tokens: int) -> None:
         if self.running:
@@ -132,7 +170,10 @@ steps = st.lists(
             st.integers(0, PAGE_SIZE - 1),
             st.sampled_from([0, 5, 50]),
             st.frozensets(st.integers(0, 3), max_size=3),
+            st.sampled_from(["default", "default", "other", "third"]),
         ),
+        st.tuples(st.just("start"), st.integers(0, 10)),
+        st.tuples(st.just("report"), st.integers(0, 3), st.integers(0, 2000), st.integers(0, 4000)),
         st.tuples(st.just("finish"), st.integers(0, 10), st.integers(0, 100)),
         st.tuples(st.just("wait"), st.sampled_from([0.5, 3.0, 12.0])),
     ),
@@ -152,11 +193,14 @@ tunings = st.fixed_dictionaries(
         "cacheroute_q_cap": st.sampled_from([0.3, 1.0]),
         "cacheroute_warm_slots": st.integers(1, 2),
         "released_high_load": st.sampled_from([1.0, 1.5]),
+        # binary fractions, so that the scheduler's floats are as exact as fractions
+        "delay_others": st.sampled_from([0.25, 0.0, 2.0]),
+        "delay_decoding": st.sampled_from([0.25, 0.0, 8.0]),
     }
 )
 
 
-@pytest.mark.parametrize("policy", ORACLES)
+@pytest.mark.parametrize("policy", [*ORACLES, "default"])
 @settings(max_examples=60, deadline=None)
 @given(tuning=tunings, history=steps)
 def test_same_decisions_as_the_source(policy: str, tuning: dict[str, float], history: list[tuple]) -> None:
@@ -167,7 +211,7 @@ def test_same_decisions_as_the_source(policy: str, tuning: dict[str, float], his
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("policy", ORACLES)
+@pytest.mark.parametrize("policy", [*ORACLES, "least_added_delay"])
 def test_same_decisions_as_the_source_on_long_runs(policy: str, seed: int) -> None:
     """Steady traffic with popular beginnings, so that plans, rings and moves have something to work on."""
     random_ = random.Random(seed)
@@ -176,7 +220,12 @@ def test_same_decisions_as_the_source_on_long_runs(policy: str, seed: int) -> No
         excluded = frozenset({i // 40 % 5}) - {4}
         shared = [random_.choices(range(5), weights=(12, 6, 3, 2, 1))[0]] * random_.choice((2, 3, 5))
         own = [random_.randrange(3) for _ in range(random_.randrange(4))]
-        side.place(shared + own, random_.randrange(PAGE_SIZE), random_.choice((0, 20)), excluded)
+        tenant = random_.choices(("default", "other", "third"), weights=(6, 2, 1))[0]
+        side.place(shared + own, random_.randrange(PAGE_SIZE), random_.choice((0, 20)), excluded, tenant)
+        if i % 2:
+            side.start(random_.randrange(10))
+        if seed % 2 and i % 5 == 0:
+            side.report(random_.randrange(4), random_.randrange(2000), random_.randrange(2000))
         if random_.random() < 0.9:
             side.finish(random_.randrange(10), random_.choice((1, 10, 100)))
         side.wait(random_.expovariate(2.0))
@@ -373,7 +422,7 @@ def test_released_replicates_a_groups_only_prefix_when_waiting_doubles(doubled: 
     assert (placement.group == "1") == doubled
 
 
-@pytest.mark.parametrize("policy", ORACLES)
+@pytest.mark.parametrize("policy", [*ORACLES, "least_added_delay"])
 def test_deterministic_for_a_seed(policy: str) -> None:
     def run(seed: int) -> list[Placement]:
         random_ = random.Random(5)
@@ -385,7 +434,7 @@ def test_deterministic_for_a_seed(policy: str) -> None:
     assert (len({tuple(p.group for p in run(seed)) for seed in range(6)}) > 1) == (policy not in seedless)
 
 
-@pytest.mark.parametrize("policy", ORACLES)
+@pytest.mark.parametrize("policy", [*ORACLES, "least_added_delay"])
 def test_what_is_refused_changes_no_later_decision(policy: str) -> None:
     def run(refuse: bool) -> list[Placement]:
         random_ = random.Random(7)
@@ -428,6 +477,8 @@ def test_what_is_refused_changes_no_later_decision(policy: str) -> None:
         ("cacheroute_q_cap", 0.0),
         ("cacheroute_warm_slots", 0),
         ("released_high_load", 0.9),
+        ("delay_others", -0.1),
+        ("delay_decoding", float("nan")),
         ("released_min_requests", -1),
     ],
 )

@@ -121,6 +121,7 @@ steps = st.lists(
 )
 schedules = st.builds(
     SchedSettings,
+    placement=st.just("e2"),
     window_s=st.sampled_from([5.0, 30.0]),
     optimistic_ttl_s=st.sampled_from([2.0, 10.0]),
     imbalance_ratio=st.sampled_from([0.0, 0.4, 0.8, 1.0]),
@@ -151,6 +152,7 @@ def test_same_decisions_as_the_paper_on_long_runs(seed: int) -> None:
     random_ = random.Random(seed)
     side = Side(
         SchedSettings(
+            placement="e2",
             window_s=20.0,
             optimistic_ttl_s=3.0,
             imbalance_ratio=0.5,
@@ -180,7 +182,7 @@ def test_same_decisions_as_the_paper_on_long_runs(seed: int) -> None:
 
 
 def scheduler(num_groups: int = 2, num_pages: int = 100, **kwargs) -> GlobalScheduler:
-    made = GlobalScheduler(SchedSettings(**kwargs), PAGE_SIZE)
+    made = GlobalScheduler(SchedSettings(placement="e2", **kwargs), PAGE_SIZE)
     for group in range(num_groups):
         made.add_group(str(group), num_pages, 0, 0.0)
     return made

@@ -20,7 +20,7 @@ HOT = (1,) * 10
 
 def scheduler(num_groups: int = 2, **kwargs) -> GlobalScheduler:
     defaults = {"prefill_base_s": 0.0, "prefill_token_s": 0.01, "decode_token_s": 0.0, "group_timeout_s": 1e9}
-    made = GlobalScheduler(SchedSettings(**defaults | kwargs), PAGE_SIZE)
+    made = GlobalScheduler(SchedSettings(placement="e2", **defaults | kwargs), PAGE_SIZE)
     for group in range(num_groups):
         made.add_group(str(group), 1_000, 0, 0.0)
     return made

@@ -25,7 +25,7 @@ from preble_jax.errors import (
 )
 from preble_jax.kv.events import BlocksStored, EventBatch
 from preble_jax.sched import GlobalScheduler, GroupLost, Placement, PlaceRequest, RequestSnapshot
-from preble_jax.sched.cost import LinearCostModel
+from preble_jax.sched.cost import PROFILED_ROWS, LinearCostModel
 from preble_jax.sched.placement import make_policy
 from preble_jax.sched.placement.base import slots_of
 from preble_jax.sched.step_fit import StepTotals
@@ -202,7 +202,7 @@ def test_slots_are_used_again_after_the_window_only() -> None:
 
 
 def test_optimistic_pages_settle_or_expire() -> None:
-    scheduler = make(2, optimistic_ttl_s=10.0, window_s=10.0, group_timeout_s=1e6, rebalance=False)
+    scheduler = make(2, placement="e2", optimistic_ttl_s=10.0, window_s=10.0, group_timeout_s=1e6, rebalance=False)
     first = scheduler.place(request("a", (1, 2, 3, 4)), 0.0)
     assert scheduler.place(request("b", (1, 2, 3, 4)), 5.0).matched_tokens == 16
     scheduler.kv_events(first.group, EventBatch(1, 0, (BlocksStored(chain((1, 2)), None),)), 6.0)
@@ -295,8 +295,57 @@ def test_validate_sees_a_wrong_sum() -> None:
         scheduler.validate()
 
 
+def test_validate_sees_wrong_books_of_what_is_queued() -> None:
+    def damaged(damage: Callable[[GlobalScheduler], object]) -> GlobalScheduler:
+        scheduler = make(1)
+        scheduler.place(replace(request("a"), tenant="one"), 0.0)
+        scheduler.place(replace(request("b", (7, 8)), tenant="other"), 0.0)
+        scheduler.validate()
+        assert scheduler._groups.at(0).queued_by_tenant == {"one": 13, "other": 9}
+        damage(scheduler)
+        return scheduler
+
+    with pytest.raises(InvariantError, match="22 queued tokens kept"):
+        damaged(lambda s: s._groups.at(0).queued_by_tenant.pop("one")).validate()
+    with pytest.raises(InvariantError, match="queued tokens by tenant"):
+        damaged(lambda s: s._groups.at(0).queued_by_tenant.update(one=12, other=10)).validate()
+    with pytest.raises(InvariantError, match="queued tokens by tenant"):
+        damaged(lambda s: s._groups.at(0).queued_by_tenant.update(third=0)).validate()
+    with pytest.raises(InvariantError, match="outstanding requests: kept 3 != found 2"):
+        damaged(lambda s: setattr(s._state, "num_outstanding", 3)).validate()
+
+
+def test_what_is_queued_by_tenant_follows_every_request() -> None:
+    scheduler = make(1, request_timeout_s=50.0, group_timeout_s=1e6)
+    group = scheduler._groups.at(0)
+    for name, tenant in (("a", "one"), ("b", "one"), ("c", "other"), ("lost", "other"), ("failed", "third")):
+        scheduler.place(replace(request(name, (9, *name.encode())), tenant=tenant), 0.0)
+    size = {
+        "one": 9 + 5,
+        "other": 5 + 17,
+        "third": 7 * 4 - 3,
+    }  # the first page is the same, the last token always counts
+    assert group.queued_by_tenant == size
+    scheduler.first_token("a", 1.0)
+    scheduler.finished("a", 3, 0, 2.0)
+    assert group.queued_by_tenant == size | {"one": 5}
+    scheduler.finished("failed", 0, 0, 2.0, failed=True)
+    assert group.queued_by_tenant == {"one": 5, "other": 22}
+    scheduler.finished("c", 3, 0, 2.0)
+    scheduler.add_group("0", 50, 2, 3.0)  # another process: what was sent to the old one counts until it is reported
+    assert group.queued_by_tenant == {"one": 5, "other": 17}
+    scheduler.validate()
+    scheduler.finished("b", 0, 0, 4.0, failed=True)
+    scheduler.remove_group("0", 5.0)
+    scheduler.validate()
+    scheduler.tick(60.0)  # the last one was lost
+    assert (group.queued_by_tenant, group.queued_tokens, scheduler.num_outstanding) == ({}, 0, 0)
+    assert scheduler._state.num_outstanding == 0
+    scheduler.validate()
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from(["e2", "round_robin"]), st.integers(5, 60))
+@given(st.integers(0, 2**32), st.sampled_from(["default", "e2", "round_robin"]), st.integers(5, 60))
 def test_books_add_up_whatever_happens(seed: int, placement: str, max_blocks: int) -> None:
     """Groups restart, vanish and drain under traffic, with a forest that is too small."""
     random_ = random.Random(seed)
@@ -304,10 +353,11 @@ def test_books_add_up_whatever_happens(seed: int, placement: str, max_blocks: in
         3, placement=placement, window_s=8.0, optimistic_ttl_s=3.0, group_timeout_s=6.0, max_forest_blocks=max_blocks
     )
     now, generation, running = 0.0, 1, list[tuple[str, Placement, tuple[int, ...]]]()
+    begun: set[str] = set()
     for i in range(60):
         now += random_.choice((0.0, 0.1, 2.0))
         group = str(random_.randrange(4))
-        match random_.randrange(7):
+        match random_.randrange(8):
             case 0:
                 generation += 1
                 scheduler.add_group(group, 50, generation, now)
@@ -325,9 +375,13 @@ def test_books_add_up_whatever_happens(seed: int, placement: str, max_blocks: in
                 scheduler.finished(name, 5, 0, now, failed=random_.random() < 0.3)
             case 3:
                 scheduler.tick(now)
+            case 4 if running and running[-1][0] not in begun:
+                begun.add(running[-1][0])
+                scheduler.first_token(running[-1][0], now)
             case _ if any(not row.draining for row in scheduler.stats().values()):
                 path = tuple(random_.randrange(2) for _ in range(random_.randrange(8)))
-                running.append((str(i), scheduler.place(request(str(i), path), now), path))
+                asked = replace(request(str(i), path), tenant=random_.choice(("one", "other")))
+                running.append((str(i), scheduler.place(asked, now), path))
         scheduler.validate()
         assert scheduler.num_blocks <= max_blocks
     for name, *_ in running:
@@ -351,6 +405,18 @@ def test_linear_cost() -> None:
     assert cost.decode_ns(2.5) == 5_000_000
 
 
+def test_what_a_decode_row_costs() -> None:
+    def row_s(decode_token_s: float, **kwargs: float) -> float:
+        cost = LinearCostModel(prefill_base_s=0.016, prefill_token_s=0.001, decode_token_s=decode_token_s, **kwargs)
+        assert cost.row_ns(2.5) == round(2.5e9 * cost.decode_row_s)
+        return cost.decode_row_s
+
+    assert row_s(0.005) == pytest.approx(0.005 - 0.016 / PROFILED_ROWS), "without its share of the step's base"
+    assert row_s(0.002) == pytest.approx(0.0002), "a tenth at least"
+    assert row_s(0.005, decode_row_s=0.0007) == 0.0007
+    assert row_s(0.005, decode_row_s=0.0) == 0.0
+
+
 def test_slots_of_a_mask() -> None:
     assert list(slots_of(0)) == []
     assert list(slots_of(1 << 1000 | 0b1010)) == [1, 3, 1000]
@@ -358,10 +424,15 @@ def test_slots_of_a_mask() -> None:
 
 def test_every_named_policy_is_made() -> None:
     cost = LinearCostModel.from_settings(SchedSettings())
-    assert {type(make_policy(SchedSettings(placement=name), cost)).__name__ for name in ("e2", "round_robin")} == {
-        "E2",
-        "RoundRobin",
-    }
+    names = ("default", "least_added_delay", "e2", "round_robin")
+    made = [make_policy(SchedSettings(placement=name), cost) for name in names]
+    assert [type(policy).__name__ for policy in made] == ["LeastAddedDelay", "LeastAddedDelay", "E2", "RoundRobin"]
+
+
+def test_the_default_has_a_name_of_its_own() -> None:
+    assert SchedSettings().placement == "default"
+    assert SchedSettings().policy == SchedSettings(placement="least_added_delay").policy == "least_added_delay"
+    assert SchedSettings(placement="e2").policy == "e2"
 
 
 def test_a_tenant_has_no_more_outstanding_than_it_may() -> None:

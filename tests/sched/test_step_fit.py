@@ -48,12 +48,15 @@ def test_a_device_is_learnt_from_its_reports() -> None:
     assert model.prefill_base_s == pytest.approx(BASE, rel=0.25)
     assert model.prefill_token_s == pytest.approx(TOKEN, rel=0.15)
     assert model.decode_token_s == pytest.approx(ROW + BASE / 8.5, rel=0.1)
+    # The row alone, which is harder to tell from the base than the sum of both is.
+    assert 0.5 * ROW < model.decode_row_s < 2 * ROW
 
 
 def test_what_is_not_observed_stays_as_profiled() -> None:
     model = fitted(Device(prefill=False), 1000)
     assert model.prefill_token_s == pytest.approx(START.prefill_token_s)
     assert model.decode_token_s < 0.5 * START.decode_token_s
+    assert model.decode_row_s < 0.5 * START.decode_row_s
 
 
 def test_without_observations_there_is_no_new_model() -> None:
@@ -92,7 +95,7 @@ def test_costs_are_never_negative_or_undefined(reports: list[StepTotals]) -> Non
         model = fit.observe(report)
         if model is not None:
             assert model.prefill_ns(1000) >= 0
-            assert model.decode_ns(10.0) >= 0
+            assert model.decode_ns(10.0) >= model.row_ns(10.0) >= 0
 
 
 @given(st.integers(0, 2**32 - 1))

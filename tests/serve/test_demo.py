@@ -31,7 +31,7 @@ def group(name: str, **decisions: int) -> pb.GroupState:
     return pb.GroupState(hello=pb.Hello(group=pb.GroupAddress(group=name), queue="dlpm"), decisions=decisions)
 
 
-def state(*groups: pb.GroupState, placement: str = "e2") -> pb.GetStateResponse:
+def state(*groups: pb.GroupState, placement: str = "least_added_delay") -> pb.GetStateResponse:
     return pb.GetStateResponse(groups=groups, placement=placement)
 
 
@@ -62,7 +62,7 @@ def test_requests_of_a_family_begin_alike_and_others_do_not() -> None:
 def test_the_summary_adds_up() -> None:
     now = state(group("a", exploit=1, explore=2, rebalance=4), group("b"))
     document = json.loads(json.dumps(summarize(OUTCOMES, now, 4.0).to_json()))
-    assert (document["placement"], document["queue"]) == ("e2", "dlpm")
+    assert (document["placement"], document["queue"]) == ("least_added_delay", "dlpm")
     assert document["requests"] == 3
     assert document["failures"] == 1
     assert document["hit_ratio"] == 0.4
@@ -95,10 +95,10 @@ def test_two_runs_stand_side_by_side() -> None:
     output = io.StringIO()
     runs = [
         summarize(OUTCOMES, state(group("a", exploit=3), placement=placement), 4.0)
-        for placement in ("e2", "round_robin")
+        for placement in ("least_added_delay", "round_robin")
     ]
     Console(file=output, width=120).print(summary_table(runs))
-    assert "e2" in output.getvalue()
+    assert "least_added_delay" in output.getvalue()
     assert "round_robin" in output.getvalue()
     assert "2 (3 exploit)" in output.getvalue()
     assert output.getvalue().count("dlpm") == 2
@@ -120,7 +120,7 @@ def test_views_show_answers_failures_groups_and_policies(terminal: bool, monkeyp
     shown = output.getvalue()
     assert "80 of 100 prompt tokens cached" in shown
     assert "FAILED: gone [dim]" in shown
-    assert "placement e2, local queue dlpm" in shown
+    assert "placement least_added_delay, local queue dlpm" in shown
     assert "worker-7" in shown
     if terminal:
         assert "so far so good [b]" in shown

@@ -86,6 +86,25 @@ def test_a_trace_and_an_engine_of_another_size(tmp_path: Path) -> None:
     assert document["summary"]["num_steps"] >= 7 + 4 * 1, "a prompt of 200 tokens takes 7 steps of 32"
 
 
+def test_a_trace_is_cut_where_the_duration_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace, out = tmp_path / "some.csv", tmp_path / "out.json"
+    rows = "".join(f"a,{5 + at_s},40,2\n" for at_s in range(10))
+    trace.write_text(f"client,req_time_s,prompt_len,output_len\n{rows}")
+    common = ["sim", "--trace", str(trace), "--groups", "1", "--json", str(out)]
+    for more, count in (
+        (["--duration", "4"], 4),
+        (["--duration", "4", "--requests", "3"], 3),
+        (["--duration", "99"], 10),
+    ):
+        assert main([*common, *more]) == 0
+        assert json.loads(out.read_text())["summary"]["requests"] == count
+    poisson = tmp_path / "some.jsonl"
+    poisson.write_text('{"input_length": 40, "output_length": 2, "hash_ids": []}\n')
+    capsys.readouterr()
+    assert main(["sim", "--trace", str(poisson), "--rate", "0.001", "--duration", "0.001"]) == 2
+    assert "--duration: expected to reach the first request" in error_line(capsys)
+
+
 def test_faults_and_lag(tmp_path: Path) -> None:
     arguments = ["--fault", "kill:1@1", "--fault", "restart:1@2", "--event-lag", 0.05, "--network", 0.001]
     document = run(*arguments, out=tmp_path / "out.json")
@@ -137,7 +156,18 @@ def test_a_sweep_and_its_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--workload", "toolbench", "--rate", "3", "--fault", "kill@1"], "for example kill:1@30, got 'kill@1'"),
         (["--workload", "toolbench", "--rate", "3", "--slo-ttft", "0"], "--slo-ttft: expected seconds above 0"),
         (["--workload", "toolbench", "--rate", "3", "--json", "nowhere/x.json"], "--json: expected a file in a folder"),
+        (["--workload", "toolbench", "--rate", "3", "--json", "."], "--json: expected a file, got the folder ."),
+        (
+            ["--workload", "toolbench", "--rate", "3", "--length-scale", "2"],
+            "--length-scale: expected with --trace only",
+        ),
+        (["--workload", "toolbench", "--rate", "3", "--block-size", "16"], "--block-size: expected with --trace only"),
+        (["--workload", "toolbench", "--rate", "3", "--trace-format", "vtc"], "--trace-format: expected with --trace"),
         (["--trace", "nowhere.jsonl"], "nowhere.jsonl"),
+        (
+            ["sweep", "--workload", "toolbench", "--rate", "3", "--json", "."],
+            "--json: expected a file, got the folder .",
+        ),
         (["sweep", "--workload", "toolbench", "--capacity", "--slo", "p99=5"], "--slo: expected METRIC_pN=SECONDS"),
         (["sweep", "--workload", "toolbench", "--rate", "1", "--tolerance", "0"], "--tolerance: expected"),
         (["sweep", "--workload", "toolbench", "--rate", "1", "--processes", "-1"], "--processes: expected"),

@@ -69,6 +69,21 @@ def run(workload, cost, **changes):
     horizon_s=None,
     tenants=UNEVEN,
 )
+@example(  # what a deployment has when nobody says otherwise, with preemptions
+    num=30,
+    rate=30.0,
+    seed=5,
+    output=40,
+    kv_tokens=256,
+    base_s=0.011,
+    context_s=1e-6,
+    policy=("default", "fair"),
+    lag_s=0.0317,
+    decode_steps=8,
+    faults=[],
+    horizon_s=None,
+    tenants=UNEVEN,
+)
 def test_a_coast_is_single_steps(
     num, rate, seed, output, kv_tokens, base_s, context_s, policy, lag_s, decode_steps, faults, horizon_s, tenants
 ):

@@ -100,7 +100,13 @@ def test_one_group_does_what_the_naive_loop_does(jobs, prefill_tokens, max_chunk
     assert result.groups[0].output_tokens == sum(job.output for job in jobs)
 
 
-POLICIES = [("round_robin", "fcfs"), ("e2", "priority_groups"), ("d2lpm", "dlpm"), ("dynamo_cost", "vtc")]
+POLICIES = [
+    ("default", "fair"),
+    ("round_robin", "fcfs"),
+    ("e2", "priority_groups"),
+    ("d2lpm", "dlpm"),
+    ("dynamo_cost", "vtc"),
+]
 
 
 @pytest.mark.parametrize(("placement", "queue"), POLICIES)

@@ -101,6 +101,14 @@ def test_another_file_is_not_written_into(text: str, tmp_path: Path) -> None:
     assert path.read_text() == text
 
 
+def test_what_is_no_text_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\0")
+    for path in (tmp_path, tmp_path / "binary"):
+        with pytest.raises(InvalidRequestError, match="cannot read it"):
+            RowFile(path)
+    assert (tmp_path / "binary").read_bytes() == b"\xff\xfe\0"
+
+
 def test_a_probe_gives_up_early() -> None:
     probe = run_job(Job(scenario=SCENARIO.with_rate(1e4), target=Target.parse("latency_p99=0.2")))
     assert (probe["met"], probe["value_s"], probe["summary"]["stopped"]) == (False, None, True)

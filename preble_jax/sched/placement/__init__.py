@@ -17,12 +17,13 @@ _EQUAL = TenantSettings()
 
 def make_policy(settings: SchedSettings, cost: CostModel, tenants: TenantSettings = _EQUAL) -> PlacementPolicy:
     """Raises ConfigError for a name nobody implements."""
-    if settings.placement in ("default", "least_added_delay"):
-        return LeastAddedDelay(settings)
-    if settings.placement == "e2":
-        return E2(settings)
-    if settings.placement == "d2lpm":
-        return D2LPM(settings, tenants)
+    match settings.policy:
+        case "least_added_delay":
+            return LeastAddedDelay(settings)
+        case "e2":
+            return E2(settings)
+        case "d2lpm":
+            return D2LPM(settings, tenants)
     policy = make_baseline(settings, cost)
     if policy is None:
         raise ConfigError(

@@ -27,6 +27,7 @@ group needs itself is told by its own. Prompt work weighed by the number of requ
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Iterable
 from itertools import islice
@@ -51,13 +52,17 @@ class LeastAddedDelay(PlacementPolicy):
 
     def choose(self, query: Query, cluster: Cluster) -> Proposal:
         ranked: Ranked = []
-        price = cluster.at(next(slots_of(query.eligible))).cost
+        price = cluster.at((query.eligible & -query.eligible).bit_length() - 1).cost
         others = self._others * cluster.num_outstanding / cluster.up.bit_count()
         for mask, tokens in all_levels(query):
             if mask:
                 missed = query.request.num_tokens - tokens
-                groups = islice(cluster.by_queue(mask), NUM_LOOKED_AT)
-                self._rank(ranked, groups, missed, others * price.prefill_ns(missed), query, price)
+                own_ns = price.prefill_ns(missed)
+                others_ns = others * own_ns
+                # What all groups of this level cost at least, and of those that hold less; there may be a thousand.
+                if cluster.uniform_cost and len(ranked) == NUM_RANKED and own_ns + others_ns > ranked[-1][0]:
+                    break
+                self._rank(ranked, _worth_a_look(cluster, mask), missed, others_ns, query, price)
         slots = [slot for _, _, _, slot in ranked]
         matched = next((tokens for mask, tokens in query.levels if mask >> slots[0] & 1), 0)
         return Proposal(slots, "exploit" if 2 * matched > query.request.num_tokens else "explore")
@@ -66,16 +71,35 @@ class LeastAddedDelay(PlacementPolicy):
         self, ranked: Ranked, groups: Iterable[Group], missed: int, others_ns: float, query: Query, price: CostModel
     ) -> None:
         """Inserts the best of a level, in which every group has to compute `missed` tokens, which costs others_ns.
-        groups: the fewest outstanding first, so that one can be left out when waiting for nothing would not help it."""
+
+        A group is left out as soon as what is known of its delay is too much; an idle one has no queue and delays
+        nobody that is there."""
         tenant, max_tokens = query.request.tenant, query.request.max_tokens
+        own_ns = price.prefill_ns(missed)
+        worst_ns = ranked[-1][0] if len(ranked) == NUM_RANKED else math.inf
         for group in groups:
-            rows_ns = price.row_ns(group.expected_output(max_tokens))
-            delay_ns = group.cost.prefill_ns(missed) + others_ns + self._decoding * group.num_outstanding * rows_ns
-            if len(ranked) == NUM_RANKED and delay_ns > ranked[-1][0]:
+            cost = group.cost
+            delay_ns = (own_ns if cost is price else cost.prefill_ns(missed)) + others_ns
+            if delay_ns > worst_ns:
                 continue
-            delay_ns += group.cost.prefill_ns(_tokens_ahead(group, tenant, missed))
-            insort(ranked, (delay_ns, group.load_ns, group.rank, group.slot))
-            del ranked[NUM_RANKED:]
+            if group.num_outstanding:
+                rows_ns = price.row_ns(group.expected_output(max_tokens))
+                delay_ns += self._decoding * group.num_outstanding * rows_ns
+                if delay_ns > worst_ns:
+                    continue
+                delay_ns += cost.prefill_ns(_tokens_ahead(group, tenant, missed))
+            if delay_ns <= worst_ns:
+                insort(ranked, (delay_ns, group.load_ns, group.rank, group.slot))
+                if len(ranked) >= NUM_RANKED:
+                    del ranked[NUM_RANKED:]
+                    worst_ns = ranked[-1][0]
+
+
+def _worth_a_look(cluster: Cluster, mask: int) -> Iterable[Group]:
+    """Those with the fewest requests outstanding, of a level that has too many groups; else all, in any order."""
+    if mask.bit_count() <= NUM_LOOKED_AT:
+        return map(cluster.at, slots_of(mask))
+    return islice(cluster.by_queue(mask), NUM_LOOKED_AT)
 
 
 def _tokens_ahead(group: Group, tenant: str, missed: int) -> int:

@@ -20,7 +20,8 @@ class BlockNames:
     def chain(self, row: Row, ids: object) -> tuple[int, ...]:
         if not isinstance(ids, list):
             row.refuse(
-                f"hash_ids: expected a list of block ids, got {ids!r}; write [] for a prompt without shared blocks"
+                f"hash_ids: expected a list of block ids, got {ids!r}; give every block an id, one of its own"
+                " where nothing is shared"
             )
         known = self._known
         before: int | None = None

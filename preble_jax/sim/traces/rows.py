@@ -11,6 +11,9 @@ from typing import Any, NoReturn
 
 from preble_jax.errors import InvalidRequestError
 
+_MOST = 1 << 24
+"""Of anything that is counted; tokens of a prompt above all, which no model takes that many of."""
+
 
 class Row:
     """One row with its place in the file. Whoever reads a field that is not as it should be gets InvalidRequestError.
@@ -43,6 +46,8 @@ class Row:
         number = self.number(name)
         if number != int(number) or number < least:
             self.refuse(f"{name}: expected a whole number of at least {least}, got {value!r}; correct or drop the row")
+        if number > _MOST:
+            self.refuse(f"{name}: expected at most {_MOST}, got {number:.10g}; correct or drop the row")
         return int(number)
 
     def number(self, name: str) -> float:

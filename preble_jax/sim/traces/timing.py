@@ -10,6 +10,8 @@ from preble_jax.errors import ConfigError
 from preble_jax.sim.request import SimRequest
 from preble_jax.sim.traces.entry import Entry
 
+_LONGEST_S = 1e8  # three years: whatever is longer was not meant so
+
 
 def check_uniform(entries: Sequence[Entry]) -> None:
     """All rows have timestamps, or none; all have sessions, or none. Raises InvalidRequestError."""
@@ -41,6 +43,11 @@ def at_given_times(entries: Sequence[Entry], rate: float | None) -> list[SimRequ
                 f" {later - times[0]:.3f} s; times must not run backwards, sort the rows"
             )
     span_s = times[-1] - times[0]
+    if span_s > _LONGEST_S:
+        entries[-1].row.refuse(
+            f"expected at most {_LONGEST_S:.0f} s after the first, in line {entries[0].row.line}, got {span_s:.10g} s;"
+            " correct the times, or convert them to the format's unit"
+        )
     if rate is not None and len(times) > 1 and not span_s:
         raise ConfigError(
             f"rate: expected timestamps that advance, got {len(times)} requests at one time, which cannot be stretched"

@@ -69,6 +69,8 @@ def _without(name: str) -> dict[str, object]:
             "hash_ids: expected blocks of 11 to 19 tokens, as by lines 1 and 1, got 3 blocks",
         ),
         (GOOD | {"input_length": 2}, "hash_ids: expected blocks of 11 to 19 tokens"),
+        (GOOD | {"input_length": 10**12}, "input_length: expected at most 16777216, got 1e+12"),
+        (GOOD | {"output_length": 1e300}, "output_length: expected at most 16777216, got 1e+300"),
         ([GOOD], "expected a JSON object, got [{"),
     ],
 )
@@ -160,6 +162,14 @@ def test_a_bad_time_of_azure(tmp_path: Path, time: str) -> None:
     path = tmp_path / "azure.csv"
     path.write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{time},4,4\n")
     assert f"line 2: TIMESTAMP: expected a time such as 2023-11-16 18:15:46.68, got '{time}'" in _refusal(path)
+
+
+@pytest.mark.parametrize("last_s", [1e9, 1e300])
+def test_times_that_take_years(tmp_path: Path, last_s: float) -> None:
+    path = tmp_path / "vtc.csv"
+    path.write_text(f"client,req_time_s,prompt_len,output_len\n0,5.0,4,4\n1,{last_s},4,4\n")
+    for rate in (None, 1.0):
+        assert f"{path}, line 3: expected at most 100000000 s after the first, in line 2" in _refusal(path, rate=rate)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""Least added delay as its module's text defines it, slow and literal: every group is looked at, every number is worked
+out from the bare history, and in fractions."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from oracles.naive_cluster import NaiveCluster
+from oracles.paper_routers import Router
+from preble_jax.config import SchedSettings
+from preble_jax.sched.cost import CostModel
+
+
+class LeastAddedDelay(Router):
+    """cost_of: what a group's work costs by now. order: of the last decision, best first."""
+
+    def __init__(self, cluster: NaiveCluster, settings: SchedSettings, cost_of: Callable[[int], CostModel]) -> None:
+        super().__init__(cluster, settings)
+        self.cost_of = cost_of
+        self.placed: list[tuple[float, int, int]] = []  # (time, group, expected prefill time)
+        self.order: list[int] = []
+        self.decision = ""
+
+    def route(self, prompt: Sequence[bytes], num_tokens: int, name: str, groups: list[int]) -> int:
+        asked = self.cluster.asked[name]
+        cached = {i: self.cluster.cached(prompt, num_tokens, i) for i in groups}
+        prices = self.cost_of(groups[0])
+
+        def added_delay(i: int) -> Fraction:
+            missed = num_tokens - cached[i]
+            queued = self.queued(i)
+            num_tenants = len(queued.keys() | {asked.tenant})
+            ahead = min(queued.total(), (queued[asked.tenant] + missed) * num_tenants)
+            waiting, own = self.cost_of(i).prefill_ns(ahead), self.cost_of(i).prefill_ns(missed)
+            a_group_has = Fraction(sum(self.cluster.queue(j) for j in self.everybody), len(self.everybody))
+            others = Fraction(self.settings.delay_others) * a_group_has * prices.prefill_ns(missed)
+            rows = prices.row_ns(self.cluster.expected_output(i, asked.max_tokens))
+            return waiting + own + others + Fraction(self.settings.delay_decoding) * self.cluster.queue(i) * rows
+
+        self.order = sorted(groups, key=lambda i: (added_delay(i), self.work(i), self.cluster.ranks[i]))
+        best = self.order[0]
+        self.placed.append((self.cluster.now, best, self.cost_of(best).prefill_ns(num_tokens - cached[best])))
+        self.decision = "exploit" if cached[best] > num_tokens / 2 else "explore"
+        return best
+
+    @property
+    def everybody(self) -> range:
+        return range(len(self.cluster.num_pages))
+
+    def queued(self, i: int) -> Counter[str]:
+        """Tokens still to be computed, by tenant."""
+        found: Counter[str] = Counter()
+        for sent in self.cluster.running(i):
+            if not sent.started:
+                found[self.cluster.asked[sent.name].tenant] += sent.missed
+        return found
+
+    def work(self, i: int) -> int:
+        """Of the window: prompts, and decoding of the average output for each."""
+        prefill = [ns for at, group, ns in self.placed if group == i and at + self.cluster.window_s > self.cluster.now]
+        outputs = self.cluster.recent_outputs(i)
+        average = math.fsum(outputs) / len(outputs) if outputs else 0.0
+        return sum(prefill) + len(prefill) * self.cost_of(i).decode_ns(average)

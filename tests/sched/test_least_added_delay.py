@@ -1,0 +1,178 @@
+"""Least added delay: each term of its cost, by example. That all of it is as defined: test_baselines.py."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from oracles.naive_forest import chain
+from preble_jax.config import SchedSettings
+from preble_jax.kv.events import BlocksStored, EventBatch
+from preble_jax.sched import GlobalScheduler, Placement, PlaceRequest
+from preble_jax.sched.cost import LinearCostModel
+from preble_jax.sched.placement.least_added_delay import NUM_LOOKED_AT
+
+PAGE_SIZE = 4
+COST = LinearCostModel(prefill_base_s=0.0, prefill_token_s=0.01, decode_token_s=0.002, decode_row_s=0.001)
+LONG = (1,) * 10
+
+
+def scheduler(num_groups: int = 2, **kwargs) -> GlobalScheduler:
+    made = GlobalScheduler(SchedSettings(**{"group_timeout_s": 1e9, **kwargs}), PAGE_SIZE, cost=COST)
+    for group in range(num_groups):
+        made.add_group(str(group), 10_000, 0, 0.0)
+    return made
+
+
+def place(made: GlobalScheduler, name: str, path: Sequence[int], **kwargs) -> Placement:
+    request = PlaceRequest(request_id=name, block_hashes=chain(path), num_tokens=len(path) * PAGE_SIZE + 1, **kwargs)
+    return made.place(request, 0.0)
+
+
+def store(made: GlobalScheduler, group: str, path: Sequence[int]) -> None:
+    """The group holds it, and nothing was sent there."""
+    cursor = made._groups.get(group).cursor
+    made.kv_events(group, EventBatch(0, cursor.next_seq, (BlocksStored(chain(path), None),)), 0.0)
+
+
+def busy(made: GlobalScheduler, group: str, num_pages: int, *, tenant: str = "default", started: bool = False) -> str:
+    """A request of its own prefix is queued on a group, or decodes there."""
+    number = made.num_outstanding
+    name, others = f"busy{number}", frozenset(made._groups.by_name) - {group}
+    place(made, name, [2 + number % 250] * num_pages, excluded=others, tenant=tenant)
+    if started:
+        made.first_token(name, 0.0)
+    return name
+
+
+def test_an_idle_cluster_uses_the_longest_match() -> None:
+    made = scheduler(3)
+    store(made, "0", LONG[:4])
+    store(made, "2", LONG)
+    placement = place(made, "a", LONG)
+    assert (placement.group, placement.matched_tokens, placement.decision) == ("2", 40, "exploit")
+    assert placement.alternatives == ("0", "1"), "those that hold less come next"
+
+
+def test_on_an_idle_cluster_new_prefixes_go_where_the_fewest_were_sent() -> None:
+    made, groups = scheduler(4), Counter[str]()
+    for i in range(40):
+        placement = place(made, str(i), (1 + i,) * 10)
+        made.finished(str(i), 5, 0, 0.0)
+        groups[placement.group] += 1
+        assert placement.decision == "explore"
+    assert groups == dict.fromkeys("0123", 10)
+
+
+def test_a_shorter_match_on_an_idle_group_beats_the_longest_behind_a_queue() -> None:
+    made = scheduler(3)
+    store(made, "0", LONG)
+    store(made, "1", LONG[:9])
+    busy(made, "0", 3, started=True)
+    assert place(made, "a", LONG).group == "0", "who decodes there is not waited for"
+    made.finished("a", 1, 0, 0.0)
+    busy(made, "0", 2)  # 9 tokens before it, where 1 has 4 more to compute and nobody waits
+    placement = place(made, "b", LONG)
+    assert (placement.group, placement.matched_tokens, placement.alternatives[0]) == ("1", 36, "0")
+
+
+def test_what_nobody_shares_goes_to_the_shortest_wait_whatever_the_price_of_work() -> None:
+    for outstanding in (0, 30):
+        made = scheduler(3, delay_others=50.0, delay_decoding=0.0)
+        for _ in range(outstanding):
+            busy(made, "1", 1, started=True)  # they have their first tokens: nothing to wait for
+        busy(made, "0", 5)
+        busy(made, "2", 3)
+        assert place(made, "a", LONG).group == "1"
+
+
+def test_a_group_full_of_others_that_decode_is_avoided() -> None:
+    for decoding, expected in ((0.25, "1"), (0.0, "0")):
+        made = scheduler(2, delay_decoding=decoding, delay_others=0.0)
+        store(made, "0", LONG[:1])
+        made.finished(busy(made, "0", 1), 80, 0, 0.0)  # an output of 80 tokens: 80 ms of others' steps
+        for _ in range(4):
+            busy(made, "0", 1, started=True)
+        assert place(made, "a", LONG).group == expected, "4 * 80 ms * 0.25 are more than 4 tokens' 40 ms"
+
+
+def test_the_price_of_work_grows_with_what_is_outstanding_anywhere() -> None:
+    """One page that would have to be computed twice, against a queue of two."""
+
+    def choice(num_outstanding: int, **kwargs: float) -> str:
+        made = scheduler(4, delay_decoding=0.0, **kwargs)
+        store(made, "0", LONG[:5])
+        busy(made, "0", 5)  # 21 tokens to wait for; elsewhere 20 more to compute
+        for i in range(num_outstanding):
+            busy(made, str(1 + i % 3), 1, started=True)
+        return place(made, "a", LONG).group
+
+    assert choice(0) == "0", "one request on four groups is a price already: 20 * (1 + 1 / 16) > 21"
+    assert choice(0, delay_others=0.0) != "0"
+    assert choice(0, delay_others=0.125) != "0"
+    assert choice(7, delay_others=0.125) == "0", "eight are: 20 * (1 + 8 / 32)"
+
+
+def test_a_flood_of_one_tenant_does_not_scare_another_away_from_its_prefix() -> None:
+    def choice(tenant: str) -> str:
+        made = scheduler(2, delay_others=0.0, delay_decoding=0.0)
+        store(made, "0", LONG)
+        for _ in range(30):
+            busy(made, "0", 10, tenant="greedy")
+        return place(made, "a", LONG, tenant=tenant).group
+
+    assert choice("modest") == "0", "one token of its own, and as much of the flood"
+    assert choice("greedy") == "1", "who floods waits for all of it"
+
+
+def test_what_a_tenant_has_queued_counts_for_each_that_has() -> None:
+    """Tenants: own 5 tokens, two others far more; a request of 1 token waits for at most (5 + 1) * 3."""
+
+    def choice(elsewhere: int) -> str:
+        made = scheduler(2, delay_others=0.0, delay_decoding=0.0)
+        store(made, "0", LONG)
+        for tenant in ("b", "c"):
+            busy(made, "0", 50, tenant=tenant)
+        busy(made, "0", 1, tenant="own")
+        store(made, "1", LONG)
+        if elsewhere:
+            busy(made, "1", elsewhere, tenant="own")
+        return place(made, "a", LONG, tenant="own").group
+
+    assert choice(4) == "1", "17 tokens"
+    assert choice(5) == "0", "21 tokens"
+
+
+def test_groups_are_told_apart_by_what_they_need_themselves() -> None:
+    made = scheduler(2, delay_others=0.0)
+    for group, factor in (("0", 1.5), ("1", 0.9)):
+        own = LinearCostModel(prefill_base_s=0.0, prefill_token_s=0.01 * factor, decode_token_s=0.002)
+        made._state.set_cost(made._groups.get(group), own)
+    assert place(made, "a", LONG).group == "1"
+    busy(made, "1", 20)
+    assert place(made, "b", LONG).group == "0"
+
+
+def test_as_many_groups_of_a_level_as_are_looked_at_are_those_with_the_fewest_requests() -> None:
+    """The best, which nobody would miss on a smaller cluster, has a request more than those that are looked at."""
+
+    def choice(num_groups: int) -> str:
+        made = scheduler(num_groups, delay_decoding=0.0)
+        for i in range(num_groups - 1):
+            busy(made, str(i), 2)
+        best = str(num_groups - 1)
+        for _ in range(2):
+            busy(made, best, 1, started=True)
+        return place(made, "a", LONG).group
+
+    assert choice(NUM_LOOKED_AT) == str(NUM_LOOKED_AT - 1)
+    assert choice(NUM_LOOKED_AT + 1) != str(NUM_LOOKED_AT)
+
+
+def test_holders_are_found_among_a_thousand_groups() -> None:
+    made = scheduler(1_000)
+    store(made, "777", LONG)
+    store(made, "333", LONG[:9])
+    busy(made, "777", 0)
+    placement = place(made, "a", LONG)
+    assert (placement.group, placement.alternatives[0]) == ("777", "333")
