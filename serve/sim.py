@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -49,8 +50,18 @@ def run_sim(arguments: argparse.Namespace) -> int:
         console.print(_tenants(summary["tenants"]))
     if arguments.json is not None:
         document = to_json(scenario, result, summary)
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        _write(arguments.json, json.dumps(document, indent=1) + "\n")
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--json: expected to write {len(text)} characters to {path}, got {error.strerror or error}; what is there"
+            " is not whole: make room, or name another file, and run it again"
+        ) from error
 
 
 def make_console() -> Console:

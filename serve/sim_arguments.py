@@ -28,6 +28,7 @@ def add_sim_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--workload", type=_list_of(str), default=(), metavar="NAME", help="a generator; --list: names")
     what.add_argument("--trace", type=_list_of(Path), default=(), metavar="FILE", help="a trace instead of a generator")
     what.add_argument("--trace-format", metavar="F", help="mooncake, azure or vtc; default: told by the content")
+    what.add_argument("--time-unit", choices=["ms", "s"], help="of timestamps beside hash_ids; default: milliseconds")
     what.add_argument("--rate", type=_list_of(float), default=(), metavar="R", help="requests/s of the whole cluster")
     what.add_argument("--requests", type=int, metavar="N", help="so many requests; of a trace: the first N")
     what.add_argument("--duration", type=float, metavar="S", help="so many seconds of them; default: the original's")
@@ -118,6 +119,7 @@ def sources_of(arguments: argparse.Namespace) -> list[Source]:
             ("--trace-format", arguments.trace_format is not None),
             ("--block-size", arguments.block_size is not None),
             ("--length-scale", arguments.length_scale != 1.0),
+            ("--time-unit", arguments.time_unit is not None),
         ):
             if given:
                 raise ConfigError(f"{flag}: expected with --trace only, got it with --workload; leave it out")
@@ -127,6 +129,7 @@ def sources_of(arguments: argparse.Namespace) -> list[Source]:
         "duration_s": arguments.duration,
         "block_size": arguments.block_size,
         "length_scale": arguments.length_scale,
+        "time_unit": arguments.time_unit,
         "arrivals": str(arguments.arrivals or ""),
     }
     places = [{"workload": name} for name in arguments.workload] + [{"trace": str(path)} for path in arguments.trace]

@@ -64,20 +64,31 @@ def demand(records: Sequence[RequestRecord], tenants: TenantSettings) -> dict[st
 
 def fair_share_ratios(result: SimResult, tenants: TenantSettings) -> dict[str, float]:
     """For each tenant: service received between the first and the last arrival, over its max-min fair share (by
-    weight and demand) of all that was given in that time. Without overload everybody has about 1."""
+    weight and demand) of all that was given in that time. Without overload everybody has about 1.
+
+    Where all came at one instant, or nothing was served before the last arrival, the time goes on to the run's end.
+    """
     sent = [record for record in result.requests if was_sent(record)]
     if not sent:
         return {}
     begin_s = min(record.sent_s for record in sent)
     end_s = max(record.sent_s for record in sent)
-    received = {record.tenant: 0.0 for record in sent}
-    for at_s, tenant, extend_tokens, output_tokens in result.served:
-        if begin_s <= at_s <= end_s:
-            received[tenant] += tenants.service(extend_tokens, output_tokens)
+    received = _received(result, tenants, begin_s, end_s)
+    if begin_s == end_s or not any(received.values()):
+        received = _received(result, tenants, begin_s, max(end_s, result.end_s))
     asked = demand(sent, tenants)
     weights = {tenant: tenants.weight(tenant) for tenant in asked}
     shares = max_min_shares(asked, weights, sum(received.values()))
     return {tenant: received[tenant] / share for tenant, share in shares.items() if share > 0}
+
+
+def _received(result: SimResult, tenants: TenantSettings, begin_s: float, end_s: float) -> dict[str, float]:
+    """Service units of every tenant in that time, both ends included."""
+    received = {record.tenant: 0.0 for record in result.requests}
+    for at_s, tenant, extend_tokens, output_tokens in result.served:
+        if begin_s <= at_s <= end_s:
+            received[tenant] += tenants.service(extend_tokens, output_tokens)
+    return received
 
 
 def largest_service_gap(result: SimResult, tenants: TenantSettings) -> float:

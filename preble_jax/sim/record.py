@@ -14,10 +14,12 @@ class RequestRecord:
     """Times in seconds of simulated time; None where it did not come to that.
 
     index: position in the workload. sent_s: when the client sent it (latency counts from here). group: the device group
-    that finished it, or tried last. decision: of that placement. cached_tokens: prompt tokens it did not compute.
+    that finished it, or tried last. decision: of that placement. finished_s: of finished requests only. cached_tokens:
+    prompt tokens the group did not compute. made_tokens: output tokens until it ended, or until they were last counted.
     queue_s: waited in the group before its first step. num_placements: more than 1 after retries.
-    status: "rejected": refused as overload or as too long; "failed": lost with its group after tokens had been sent,
-    sent while no group was up, or the follower of one that did not finish; "unfinished": the simulation ended first.
+    status: "rejected": refused as overload or as too long; "failed": lost with its group after tokens had been made,
+    placed while no group could take it, or the follower of one that did not finish (then sent_s is when it would have
+    been sent at the earliest); "unfinished": the simulation ended first.
     """
 
     index: int
@@ -39,7 +41,8 @@ class RequestRecord:
 @dataclass(kw_only=True, slots=True)
 class GroupRecord:
     """busy_s: time in which steps ran. num_steps: of them. extend_tokens, output_tokens: computed and made (extend
-    tokens computed again after preemption included). num_requests: finished here. num_evicted: pages."""
+    tokens computed again after preemption included). cached_tokens: prompt tokens that were not computed, at first
+    admissions. num_requests: finished here. num_evicted: pages."""
 
     group: str
     busy_s: float = 0.0

@@ -28,8 +28,10 @@ class Source:
     """Where the requests come from: the name of a workload, or the path of a trace.
 
     rate: requests a second of the whole cluster; None: a trace's own times. num_requests, duration_s: how many or how
-    long, what ends first; neither: as long as the original of a workload ran, all of a trace. block_size: tokens a
-    block id of a trace stands for; None: told from the trace. length_scale: what a trace's lengths are multiplied by.
+    long, what ends first; neither: as long as the original of a workload ran, all of a trace. A trace's times are
+    stretched so that its first num_requests come at the rate; duration_s counts in the stretched times. block_size:
+    tokens a block id of a trace stands for; None: told from the trace. length_scale: what a trace's lengths are
+    multiplied by. time_unit: of Mooncake's timestamps, "ms" or "s"; None: milliseconds, if that can be.
     arrivals: path of a trace whose times the workload's requests come at, stretched to the rate; "": its own.
     """
 
@@ -42,6 +44,7 @@ class Source:
     block_size: int | None = None
     length_scale: float = 1.0
     arrivals: str = ""
+    time_unit: str | None = None
 
     def __post_init__(self) -> None:
         if bool(self.workload) == bool(self.trace):
@@ -69,6 +72,7 @@ class Source:
                 seed=seed,
                 limit=self.num_requests,
                 length_scale=self.length_scale,
+                time_unit=self.time_unit,
             )
             return workload if self.duration_s is None else self._cut(workload, self.duration_s)
         assert self.rate is not None

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from preble_jax.errors import InvalidRequestError
+from preble_jax.errors import ConfigError, InvalidRequestError
 from preble_jax.progress import NullProgress, Progress
 from preble_jax.sim.scenario import Scenario
 from preble_jax.sim.slo import Slo, Target, TargetWatch
@@ -77,7 +77,8 @@ def labels(scenario: Scenario) -> Row:
 class RowFile:
     """A row a line, appended as it comes: a sweep that was interrupted goes on where it was.
 
-    path: None keeps the rows in memory only. Raises InvalidRequestError for a file that is not one of these.
+    path: None keeps the rows in memory only. Raises InvalidRequestError for a file that is not one of these,
+    ConfigError for one that cannot be written.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -85,13 +86,23 @@ class RowFile:
         self.rows: dict[str, Row] = {}
         if path is not None and path.exists():
             self.rows = {row["key"]: row for row in read_rows(path)}
-            path.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows.values()), encoding="utf-8")
+            self._write("w", self.rows.values())
 
     def add(self, row: Row) -> None:
         self.rows[row["key"]] = row
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        self._write("a", [row])
+
+    def _write(self, mode: str, rows: Iterable[Row]) -> None:
+        if self._path is None:
+            return
+        try:
+            with self._path.open(mode, encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(row)}\n" for row in rows)
+        except OSError as error:
+            raise ConfigError(
+                f"{self._path}: expected to write the sweep's rows, got {error.strerror or error}; make room and give"
+                " the command again: it goes on after the rows that are there"
+            ) from error
 
 
 def read_rows(path: Path) -> list[Row]:

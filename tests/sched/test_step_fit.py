@@ -78,6 +78,17 @@ def test_a_device_like_the_profiled_one_changes_nothing() -> None:
     assert vars(model) == pytest.approx(vars(START))
 
 
+def test_a_row_costs_the_same_however_many_share_the_step() -> None:
+    fit, totals, model = StepFit(START), StepTotals(0, 0, 0, 0.0), None
+    for tokens in (0, 64, 256) * 40:
+        seconds = START.prefill_base_s + START.prefill_token_s * tokens + START.decode_row_s * 40
+        totals = StepTotals(totals[0] + 1, totals[1] + tokens, totals[2] + 40, totals[3] + seconds)
+        model = fit.observe(totals) or model
+    assert model is not None
+    assert model.decode_row_s == pytest.approx(START.decode_row_s)
+    assert model.decode_token_s == pytest.approx(START.decode_row_s + START.prefill_base_s / 40, rel=0.02)
+
+
 def test_a_group_that_starts_anew_is_no_observation() -> None:
     fit = StepFit(START)
     fit.observe(StepTotals(1000, 0, 0, 50.0))

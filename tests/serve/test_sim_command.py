@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -105,6 +107,46 @@ def test_a_trace_is_cut_where_the_duration_ends(tmp_path: Path, capsys: pytest.C
     assert "--duration: expected to reach the first request" in error_line(capsys)
 
 
+def test_the_first_of_a_trace_come_at_the_rate_and_in_the_unit_that_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A burst of four a second and then one a minute, in seconds."""
+    trace, out = tmp_path / "some.jsonl", tmp_path / "out.json"
+    times = [0.25 * index for index in range(5)] + [60 * index for index in range(1, 5)]
+    rows = [{"timestamp": at_s, "input_length": 40, "output_length": 2, "hash_ids": []} for at_s in times]
+    common = ["sim", "--trace", str(trace), "--groups", "1", "--json", str(out)]
+
+    def sent(*more: str) -> list[float]:
+        assert main([*common, *more]) == 0
+        return [row["sent_s"] for row in json.loads(out.read_text())["requests"]]
+
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sent("--rate", "2", "--requests", "5") == pytest.approx([0.0, 0.5, 1.0, 1.5, 2.0])
+    whole = sent("--rate", "2")
+    assert whole[-1] == pytest.approx(8 / 2)
+    assert sent("--rate", "2", "--duration", "1.5") == [at_s for at_s in whole if at_s < 1.5]
+    assert sent("--time-unit", "s") == pytest.approx(times)
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows[:5]))
+    capsys.readouterr()
+    assert main(common) == 2
+    assert "--time-unit: expected timestamps in milliseconds" in error_line(capsys)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(Path, "write_text", full)
+    few = ["--workload", "unshared", "--rate", "5", "--requests", "3", "--groups", "1"]
+    for mode, more in (([], []), (["sweep"], ["--processes", "1"])):
+        assert main(["sim", *mode, *few, *more, "--json", str(tmp_path / "out.json")]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and "out.json" in line and "No space left on device" in line
+
+
 def test_faults_and_lag(tmp_path: Path) -> None:
     arguments = ["--fault", "kill:1@1", "--fault", "restart:1@2", "--event-lag", 0.05, "--network", 0.001]
     document = run(*arguments, out=tmp_path / "out.json")
@@ -163,6 +205,7 @@ def test_a_sweep_and_its_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[
         ),
         (["--workload", "toolbench", "--rate", "3", "--block-size", "16"], "--block-size: expected with --trace only"),
         (["--workload", "toolbench", "--rate", "3", "--trace-format", "vtc"], "--trace-format: expected with --trace"),
+        (["--workload", "toolbench", "--rate", "3", "--time-unit", "s"], "--time-unit: expected with --trace only"),
         (["--trace", "nowhere.jsonl"], "nowhere.jsonl"),
         (
             ["sweep", "--workload", "toolbench", "--rate", "3", "--json", "."],

@@ -108,6 +108,21 @@ def test_turns_that_were_never_sent_are_no_demand() -> None:
     assert fair_share_ratios(result([*records, never], served, 30.0), UNITS) == {"a": 1.0, "b": 1.0}
 
 
+def test_all_that_came_at_one_instant_counts_until_the_end() -> None:
+    records = [record(index, "ab"[index % 2], 3.0, waits_s=1.0) for index in range(20)]
+    served = [(3.0, "a", 100, 0), (4.0, "a", 500, 0), (9.0, "b", 100, 50), (20.0, "a", 0, 100)]
+    ratios = fair_share_ratios(result(records, served, 20.0), UNITS)
+    assert ratios == {"a": 800 / 500, "b": 200 / 500}, "at 3.0 only a was served"
+
+
+def test_where_nothing_was_served_before_the_last_arrival_all_counts() -> None:
+    records = [record(index, "ab"[index % 2], 0.1 * index, waits_s=5.0) for index in range(20)]
+    served = [(5.0, "a", 300, 0), (6.0, "b", 100, 0)]
+    assert fair_share_ratios(result(records, served, 7.0), UNITS) == {"a": 1.5, "b": 0.5}
+    served = [(1.9, "a", 0, 1), *served]
+    assert fair_share_ratios(result(records, served, 7.0), UNITS) == {"a": 2.0, "b": 0.0}, "as soon as something was"
+
+
 def test_one_tenant_or_nothing_at_all() -> None:
     assert fair_share_ratios(result([], [], 0.0), UNITS) == {}
     assert largest_service_gap(result([], [], 0.0), UNITS) == 0.0

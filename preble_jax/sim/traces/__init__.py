@@ -11,12 +11,12 @@ from preble_jax.errors import ConfigError, InvalidRequestError
 from preble_jax.sim.request import SimRequest, Workload
 from preble_jax.sim.traces.blocks import find_block_size
 from preble_jax.sim.traces.entry import Entry
-from preble_jax.sim.traces.formats import DEFAULT_OUTPUT, FORMATS, find_format
+from preble_jax.sim.traces.formats import DEFAULT_OUTPUT, FORMATS, TIME_UNITS, find_format, to_seconds
 from preble_jax.sim.traces.rows import read_lines
-from preble_jax.sim.traces.timing import at_given_times, at_random_times, check_uniform, in_sessions
+from preble_jax.sim.traces.timing import at_given_times, at_random_times, check_uniform, check_unit, in_sessions
 from preble_jax.sim.workloads.arrivals import Given
 
-__all__ = ["DEFAULT_OUTPUT", "FORMATS", "read_arrivals", "read_trace"]
+__all__ = ["DEFAULT_OUTPUT", "FORMATS", "TIME_UNITS", "read_arrivals", "read_trace"]
 
 _NO_BLOCKS = 16  # block size of traces without blocks, where it has no effect
 _MOST_ROUNDING = 0.1
@@ -31,21 +31,27 @@ def read_trace(
     seed: int,
     limit: int | None = None,
     length_scale: float = 1.0,
+    time_unit: str | None = None,
 ) -> Workload:
     """The requests of a trace file, equal for equal arguments.
 
     format: of FORMATS; None: by the content. rate: requests a second; timestamps are stretched to it, and a trace
     without them has Poisson arrivals of that rate (then it must be given). Requests of one session follow each other;
     without timestamps of their own, the sessions come in random order. block_size: tokens a block, worked out of the
-    lengths when None. limit: the first so many. length_scale: all lengths times that, the block size included.
+    lengths when None. limit: the first so many, whose timestamps are stretched so that these come at the rate.
+    length_scale: all lengths times that, the block size included. time_unit: of Mooncake's timestamps, of TIME_UNITS;
+    None: milliseconds (seconds where they count from each session's begin), refused without a rate where more requests
+    a second would come than is likely.
     Raises InvalidRequestError for a file that breaks the format, with file and line, and ConfigError for arguments out
     of range.
     """
     _check(rate, block_size, limit, length_scale, seed)
     path = Path(path)
-    kind, entries = _read(path, format)
+    kind, entries = _read(path, format, time_unit)
     size = find_block_size(entries, block_size) if kind == "mooncake" else (block_size or _NO_BLOCKS)
-    requests = _timed(entries, path, rate, seed)[:limit]
+    if kind == "mooncake" and time_unit is None and rate is None and not entries[0].in_session:
+        check_unit(entries)
+    requests = _timed(entries, path, rate, seed, limit)
     if length_scale != 1.0:
         requests, size = _scale(requests, size, length_scale)
     return Workload(name=path.stem, block_size=size, requests=requests)
@@ -61,28 +67,37 @@ def read_arrivals(path: str | Path, format: str | None = None) -> Given:
     return Given(at_s=tuple(request.arrival_s for request in at_given_times(entries, None)))
 
 
-def _read(path: Path, format: str | None) -> tuple[str, list[Entry]]:
+def _read(path: Path, format: str | None, time_unit: str | None = None) -> tuple[str, list[Entry]]:
+    if time_unit not in (None, *TIME_UNITS):
+        raise ConfigError(f"time_unit: expected one of {', '.join(TIME_UNITS)}; got {time_unit!r}; correct or omit it")
     if format is not None and format not in FORMATS:
         near = difflib.get_close_matches(format, FORMATS, n=1, cutoff=0.0)[0]
         raise ConfigError(f"trace format: expected one of {', '.join(FORMATS)}; got {format!r}, nearest is {near!r}")
     lines = read_lines(path)
     kind = format or find_format(path, lines)
+    if time_unit is not None and kind != "mooncake":
+        raise ConfigError(
+            f"time_unit: expected with a trace of format mooncake only, got {time_unit!r} for {path} of format {kind},"
+            " which has a unit of its own; leave it out"
+        )
     entries = FORMATS[kind](path, lines)
     if not entries:
         raise InvalidRequestError(
             f"{path}, line {len(lines)}: expected rows after the header, got none; give a trace with requests"
         )
     check_uniform(entries)
+    if kind == "mooncake":
+        to_seconds(entries, time_unit)
     return kind, entries
 
 
-def _timed(entries: list[Entry], path: Path, rate: float | None, seed: int) -> list[SimRequest]:
+def _timed(entries: list[Entry], path: Path, rate: float | None, seed: int, limit: int | None) -> list[SimRequest]:
     first = entries[0]
     if first.at_s is not None and not first.in_session:
-        return at_given_times(entries, rate)
+        return at_given_times(entries, rate, limit)
     if rate is None:
         raise ConfigError(f"rate: expected one for {path}, which does not say when its requests came; give a rate")
-    return in_sessions(entries, rate, seed) if first.session else at_random_times(entries, rate, seed)
+    return (in_sessions if first.session else at_random_times)(entries, rate, seed)[:limit]
 
 
 def _scale(requests: list[SimRequest], size: int, factor: float) -> tuple[list[SimRequest], int]:

@@ -12,6 +12,7 @@ from preble_jax.sim.traces.blocks import BlockNames
 from preble_jax.sim.traces.entry import Entry
 from preble_jax.sim.traces.rows import Row, csv_rows, json_rows
 
+TIME_UNITS = ("ms", "s")
 DEFAULT_OUTPUT = 64  # tokens, where a trace does not know (null)
 
 _AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -21,7 +22,7 @@ _VTC = ("client", "req_time_s", "prompt_len", "output_len")
 def read_mooncake(path: Path, lines: Sequence[str]) -> list[Entry]:
     """JSON lines with input_length, output_length, hash_ids; optional timestamp, tenant, session and turn.
 
-    Timestamps are milliseconds. Where every session begins with a timestamp of 0, they are seconds in the session.
+    Timestamps are left as they are (`to_seconds`). Where every session begins with one of 0, they count from there.
     """
     names = BlockNames()
     entries = [_mooncake_entry(row, names) for row in json_rows(path, lines)]
@@ -32,9 +33,14 @@ def read_mooncake(path: Path, lines: Sequence[str]) -> list[Entry]:
     in_session = bool(begins) and not any(begins.values())
     for entry in entries:
         entry.in_session = in_session
-        if entry.at_s is not None and not in_session:
-            entry.at_s *= 1e-3
     return entries
+
+
+def to_seconds(entries: Sequence[Entry], unit: str | None) -> None:
+    """Of what `read_mooncake` has read. unit: None: milliseconds, as Mooncake's own are, but seconds in a session."""
+    for entry in entries:
+        if entry.at_s is not None and (unit or ("s" if entry.in_session else "ms")) == "ms":
+            entry.at_s *= 1e-3
 
 
 def _mooncake_entry(row: Row, names: BlockNames) -> Entry:

@@ -11,6 +11,7 @@ from preble_jax.sim.request import SimRequest
 from preble_jax.sim.traces.entry import Entry
 
 _LONGEST_S = 1e8  # three years: whatever is longer was not meant so
+_MOST_LIKELY_RATE = 1000.0  # requests a second that a trace is taken to have without being told
 
 
 def check_uniform(entries: Sequence[Entry]) -> None:
@@ -29,10 +30,11 @@ def check_uniform(entries: Sequence[Entry]) -> None:
                 )
 
 
-def at_given_times(entries: Sequence[Entry], rate: float | None) -> list[SimRequest]:
-    """By timestamp, the first at 0, stretched to the rate if there is one; turns of a session wait for the one before.
+def at_given_times(entries: Sequence[Entry], rate: float | None, limit: int | None = None) -> list[SimRequest]:
+    """The first `limit` by timestamp, the first one at 0, stretched to the rate if there is one, which is then the mean
+    rate of these and not of the whole trace; turns of a session wait for the one before.
 
-    Raises InvalidRequestError where times run backwards.
+    Raises InvalidRequestError where times run backwards, and ConfigError where they cannot be stretched.
     """
     previous = _predecessors(entries)
     times = [entry.at_s or 0.0 for entry in entries]
@@ -48,16 +50,36 @@ def at_given_times(entries: Sequence[Entry], rate: float | None) -> list[SimRequ
             f"expected at most {_LONGEST_S:.0f} s after the first, in line {entries[0].row.line}, got {span_s:.10g} s;"
             " correct the times, or convert them to the format's unit"
         )
-    if rate is not None and len(times) > 1 and not span_s:
+    kept = times[:limit]
+    factor = 1.0 if rate is None else _stretch(kept, rate)
+    return [
+        _request(entry, (at_s - kept[0]) * factor, follows)
+        for entry, at_s, follows in zip(entries, kept, previous, strict=False)
+    ]
+
+
+def _stretch(times: Sequence[float], rate: float) -> float:
+    span_s = times[-1] - times[0]
+    if len(times) > 1 and not span_s:
         raise ConfigError(
             f"rate: expected timestamps that advance, got {len(times)} requests at one time, which cannot be stretched"
-            f" to {rate} a second; leave the rate out, or take the timestamps out of the trace for Poisson arrivals"
+            f" to {rate} a second; take more of the trace, leave the rate out, or take the timestamps out of the trace"
+            " for Poisson arrivals"
         )
-    factor = (len(times) - 1) / (span_s * rate) if rate is not None and span_s else 1.0
-    return [
-        _request(entry, (at_s - times[0]) * factor, follows)
-        for entry, at_s, follows in zip(entries, times, previous, strict=True)
-    ]
+    return (len(times) - 1) / (span_s * rate) if span_s else 1.0
+
+
+def check_unit(entries: Sequence[Entry]) -> None:
+    """For times whose unit nobody has named: a trace of seconds read as milliseconds would come a thousand times as
+    fast, and everything measured on it would be of a cluster that is drowned. Raises ConfigError."""
+    first, last = entries[0], entries[-1]
+    span_s = (last.at_s or 0.0) - (first.at_s or 0.0)
+    if span_s > 0 and (implied := (len(entries) - 1) / span_s) > _MOST_LIKELY_RATE:
+        raise ConfigError(
+            f"--time-unit: expected timestamps in milliseconds with at most {_MOST_LIKELY_RATE:g} requests a second on"
+            f" average, got {implied:.6g} ({len(entries)} requests in {span_s:.6g} s); give --time-unit s if they are"
+            " seconds, --time-unit ms if this is meant, or a --rate to stretch them to"
+        )
 
 
 def at_random_times(entries: Sequence[Entry], rate: float, seed: int) -> list[SimRequest]:

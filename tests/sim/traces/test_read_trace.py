@@ -75,6 +75,50 @@ def test_a_rate_stretches_timestamps(write: Write) -> None:
     )
 
 
+def test_what_a_limit_keeps_comes_at_the_rate(write: Write) -> None:
+    """Ten a second, then one a minute: the rate is that of the ten."""
+    times = [100 * index for index in range(10)] + [60_000 * index for index in range(1, 10)]
+    path = write(_rows(*(_row(20, [], timestamp=at) for at in times)))
+    assert [request.arrival_s for request in _read(path, rate=2.0, limit=10).requests] == pytest.approx(
+        [0.5 * index for index in range(10)]
+    )
+    assert _read(path, rate=2.0, limit=99) == _read(path, rate=2.0)
+    assert [request.arrival_s for request in _read(path, limit=3).requests] == pytest.approx([0.0, 0.1, 0.2])
+    assert [request.arrival_s for request in _read(path, rate=2.0, limit=1).requests] == [0.0]
+    with pytest.raises(ConfigError, match=r"advance, got 2 requests at one time.*take more of the trace"):
+        _read(write(MOONCAKE), rate=2.0, limit=2)
+
+
+def test_timestamps_in_seconds(write: Write) -> None:
+    path = write(MOONCAKE.replace("000", ""))
+    assert [request.arrival_s for request in _read(path, time_unit="s").requests] == [0.0, 0.0, 3.0]
+    assert [request.arrival_s for request in _read(path, time_unit="ms", limit=2).requests] == [0.0, 0.0]
+    assert _read(write(MOONCAKE), time_unit="ms") == _read(write(MOONCAKE))
+    in_session = write(_rows(*(_row(20, [], session="a", turn=turn, timestamp=2 * turn) for turn in range(3))))
+    for unit, gap_s in ((None, 2.0), ("s", 2.0), ("ms", 0.002)):
+        first, second, _ = _read(in_session, rate=1.0, time_unit=unit).requests
+        assert second.arrival_s - first.arrival_s == pytest.approx(gap_s)
+    with pytest.raises(ConfigError, match="time_unit: expected one of ms, s; got 'min'"):
+        _read(path, time_unit="min")
+    with pytest.raises(ConfigError, match="time_unit: expected with a trace of format mooncake only, got 's'"):
+        _read(write(VTC), time_unit="s")
+
+
+def test_more_requests_a_second_than_is_likely_are_meant_or_refused(write: Write) -> None:
+    """Two a second, in seconds, would be 2,000 in milliseconds; one a second would be 1,000, which is let through."""
+    fast = write(_rows(*(_row(20, [], timestamp=0.5 * index) for index in range(9))))
+    with pytest.raises(ConfigError, match=r"at most 1000 requests a second on average, got 2000 .*--time-unit s if"):
+        _read(fast)
+    with pytest.raises(ConfigError, match="--time-unit"):
+        _read(fast, limit=1)
+    assert _read(fast, time_unit="ms").requests[-1].arrival_s == pytest.approx(0.004)
+    assert _read(fast, time_unit="s").requests[-1].arrival_s == 4.0
+    assert _read(fast, rate=4.0).requests[-1].arrival_s == pytest.approx(2.0)
+    assert len(_read(write(_rows(*(_row(20, [], timestamp=index) for index in range(9))))).requests) == 9
+    vtc = "client,req_time_s,prompt_len,output_len\na,0,9,9\na,0.0001,9,9\n"
+    assert len(_read(write(vtc)).requests) == 2, "there is no doubt about its unit"
+
+
 def test_without_timestamps_arrivals_are_poisson_at_the_rate(write: Write) -> None:
     path = write(_rows(*(_row(100 + index, []) for index in range(4_000))))
     requests = _read(path, rate=5.0).requests
