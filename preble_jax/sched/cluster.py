@@ -34,6 +34,11 @@ class ClusterState:
         return self.groups.at(slot)
 
     @property
+    def num_assigned(self) -> int:
+        """Requests of the window, on all groups."""
+        return len(self._assigned)
+
+    @property
     def up(self) -> int:
         """Mask of the groups that may be given requests."""
         return self.groups.up

@@ -3,15 +3,18 @@ out from the bare history, and in fractions."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 from oracles.naive_cluster import NaiveCluster
 from oracles.paper_routers import Router
 from preble_jax.config import SchedSettings
 from preble_jax.sched.cost import CostModel
+
+LEAST_REQUESTS = 32  # a group: of fewer, nothing can be said of a prefix's share
 
 
 class LeastAddedDelay(Router):
@@ -29,6 +32,13 @@ class LeastAddedDelay(Router):
         cached = {i: self.cluster.cached(prompt, num_tokens, i) for i in groups}
         prices = self.cost_of(groups[0])
 
+        def dear(i: int) -> int:
+            """Tokens between what i holds and the longest match, a stretch after the other of those that the same
+            groups hold, each by how much another copy of its end would be too many."""
+            lengths = sorted({0, *cached.values()})
+            stretches = [(low, high) for low, high in itertools.pairwise(lengths) if low >= cached[i]]
+            return sum(math.floor((high - low) * self.surplus(prompt, high, cached)) for low, high in stretches)
+
         def added_delay(i: int) -> Fraction:
             missed = num_tokens - cached[i]
             queued = self.queued(i)
@@ -36,7 +46,7 @@ class LeastAddedDelay(Router):
             ahead = min(queued.total(), (queued[asked.tenant] + missed) * num_tenants)
             waiting, own = self.cost_of(i).prefill_ns(ahead), self.cost_of(i).prefill_ns(missed)
             a_group_has = Fraction(sum(self.cluster.queue(j) for j in self.everybody), len(self.everybody))
-            others = Fraction(self.settings.delay_others) * a_group_has * prices.prefill_ns(missed)
+            others = Fraction(self.settings.delay_others) * a_group_has * prices.prefill_ns(dear(i))
             rows = prices.row_ns(self.cluster.expected_output(i, asked.max_tokens))
             return waiting + own + others + Fraction(self.settings.delay_decoding) * self.cluster.queue(i) * rows
 
@@ -45,6 +55,14 @@ class LeastAddedDelay(Router):
         self.placed.append((self.cluster.now, best, self.cost_of(best).prefill_ns(num_tokens - cached[best])))
         self.decision = "exploit" if cached[best] > num_tokens / 2 else "explore"
         return best
+
+    def surplus(self, prompt: Sequence[bytes], length: int, cached: Mapping[int, int]) -> Fraction:
+        """0: the prefix of that many tokens wants another copy. 1: it has as many as it wants, at least."""
+        recent = sum(at + self.cluster.window_s > self.cluster.now for at, _, _ in self.placed)
+        uses = len(self.cluster.forest.known[prompt[length // self.cluster.page_size - 1]].shares)
+        wanted = len(cached) * Fraction(uses, max(recent, LEAST_REQUESTS * len(cached)))
+        holders = sum(tokens >= length for tokens in cached.values())
+        return min(max(holders + 1 - wanted, Fraction(0)), Fraction(1))
 
     @property
     def everybody(self) -> range:

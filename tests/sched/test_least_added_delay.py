@@ -113,6 +113,24 @@ def test_the_price_of_work_grows_with_what_is_outstanding_anywhere() -> None:
     assert choice(7, delay_others=0.125) == "0", "eight are: 20 * (1 + 8 / 32)"
 
 
+def test_a_hot_prefix_gets_as_many_copies_as_its_share_of_the_requests_wants() -> None:
+    """The price of work is prohibitive, but a copy that is wanted costs its own time only."""
+
+    def num_holders(share: float) -> int:
+        made = scheduler(4, delay_others=1000.0, delay_decoding=0.0)
+        groups = set()
+        for i in range(400):
+            hot = int((i + 1) * share) > int(i * share)
+            groups.add(place(made, str(i), LONG if hot else (2 + i % 250,) * 10).group if hot else "")
+            if not hot:
+                place(made, str(i), (2 + i % 250,) * 10)
+        return len(groups - {""})
+
+    assert num_holders(0.02) == 1
+    assert num_holders(0.5) == 2
+    assert num_holders(1.0) == 4
+
+
 def test_a_flood_of_one_tenant_does_not_scare_another_away_from_its_prefix() -> None:
     def choice(tenant: str) -> str:
         made = scheduler(2, delay_others=0.0, delay_decoding=0.0)

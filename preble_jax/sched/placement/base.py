@@ -59,8 +59,11 @@ class Cluster(Protocol):
     """The state policies decide on. What it says holds until the next change of it.
 
     up: mask of the groups that may be given requests at all. uniform_cost: all groups have the same cost model.
-    num_outstanding: requests placed and not ended, on all groups.
+    num_outstanding: requests placed and not ended, on all groups. num_assigned: requests of the window, on all groups.
     """
+
+    @property
+    def num_assigned(self) -> int: ...
 
     @property
     def num_outstanding(self) -> int: ...
