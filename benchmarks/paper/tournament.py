@@ -4,9 +4,10 @@
 
 Four groups of Mistral-7B on an A6000 (198,516 tokens of keys and values each). The capacity is the highest rate at
 which 99 of 100 requests have their first token within the SLO: 5 s, or five times what a prompt of mean length takes
-alone and uncached, or 1.5 times what one of the longest percent takes, whatever is most. No policy is tuned for a workload; each has the queue that it is published with,
-or all have --queue. The fixed rates are 0.7 and 1.0 of E2's capacity. Traces that are too short to overload four
-groups at any rate have no capacity, and fixed rates from an estimate.
+alone and uncached, or 1.5 times what one of the longest percent takes, whatever is most. No policy is tuned for a
+workload; each has the queue that it is published with, or all have --queue. The fixed rates are 0.7 and 1.0 of E2's
+capacity. Traces that are too short to overload four groups at any rate have no capacity, and fixed rates from an
+estimate.
 """
 
 from __future__ import annotations
