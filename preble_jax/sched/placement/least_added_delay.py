@@ -43,7 +43,6 @@ from preble_jax.sched.placement.base import Cluster, PlacementPolicy, Prefix, Pr
 
 NUM_RANKED = 3  # the choice and two runners-up
 NUM_LOOKED_AT = 64  # groups of one level, those with the fewest requests outstanding
-
 LEAST_REQUESTS = 32  # of the window, for each group: with fewer, nothing is known of a prefix's share of them
 
 Ranked = list[tuple[float, int, float, int]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -80,13 +80,13 @@ def _profile(name: str) -> StepCost:
 def _catalogue() -> dict[str, Callable[[], StepCost]]:
     found: dict[str, Callable[[], StepCost]] = {}
     for name in _read("regressions.json"):
-        found[name] = lambda name=name: _regression(name)  # type: ignore[misc]
+        found[name] = partial(_regression, name)
     for name in _read("rooflines.json")["groups"]:
-        found[name] = lambda name=name: _roofline(name)  # type: ignore[misc]
+        found[name] = partial(_roofline, name)
     for file in DATA.iterdir():
         name = file.name.removesuffix(".json")
         if file.name.endswith(".json") and name not in ("regressions", "rooflines"):
-            found[name] = lambda name=name: _profile(name)  # type: ignore[misc]
+            found[name] = partial(_profile, name)
     return dict(sorted(found.items()))
 
 
