@@ -78,13 +78,12 @@ def _buffers(job: Value, number: int) -> Buffers:
 def _answer_metadata(f: Function, frame: Value) -> None:
     """XLA asks a function for its version before it calls it."""
     extension = frame.at(_FRAME_EXTENSION).load(PTR)
-    with f.when(extension.is_("!=", f.null())):
-        with f.when(extension.at(_EXTENSION_TYPE).load(I32).is_("==", _METADATA)):
-            metadata = extension.at(_EXTENSION_METADATA).load(PTR)
-            major, minor = api_version()
-            metadata.at(_METADATA_MAJOR).store(f.constant(major, I32))
-            metadata.at(_METADATA_MINOR).store(f.constant(minor, I32))
-            f.give(f.null())
+    with f.when(extension.is_("!=", f.null())), f.when(extension.at(_EXTENSION_TYPE).load(I32).is_("==", _METADATA)):
+        metadata = extension.at(_EXTENSION_METADATA).load(PTR)
+        major, minor = api_version()
+        metadata.at(_METADATA_MAJOR).store(f.constant(major, I32))
+        metadata.at(_METADATA_MINOR).store(f.constant(minor, I32))
+        f.give(f.null())
 
 
 def _write_job(module: Module, name: str) -> None:
