@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from typing import Any
-
-import llvmlite.binding as llvm
 
 from kernels_pallas.cpu.ir import Module
 
 
 @cache
+def _llvm() -> Any:
+    """Imported when it is first needed: where it is missing, everything but these kernels goes on."""
+    return import_module("llvmlite.binding")
+
+
+@cache
 def _target() -> Any:
+    llvm = _llvm()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(
@@ -21,7 +27,7 @@ def _target() -> Any:
 
 @cache
 def host_features() -> frozenset[str]:
-    return frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
+    return frozenset(name for name, has in _llvm().get_host_cpu_features().items() if has)
 
 
 _loaded: list[Any] = []  # engines own their code
@@ -29,6 +35,7 @@ _loaded: list[Any] = []  # engines own their code
 
 def compile_function(module: Module, name: str) -> int:
     """The address of an exported function."""
+    llvm = _llvm()
     parsed = llvm.parse_assembly(module.text())
     parsed.verify()
     passes = llvm.create_pass_builder(_target(), llvm.create_pipeline_tuning_options(speed_level=3))

@@ -40,3 +40,10 @@ def sigmoid(f: Function, x: Value) -> Value:
     """1 / (1 + e**-x), of a vector of float32."""
     one = f.constant(1.0, x.type)
     return one / (one + exp2(f, x * -LOG2_E))
+
+
+def sum_lanes(x: Value) -> Value:
+    """Of a vector whose lanes are a power of 2: their sum, halves onto halves."""
+    while (half := lanes(x.type) // 2) >= 1:
+        x = x.shuffle(x, range(half)) + x.shuffle(x, range(half, 2 * half))
+    return x.lane(0)
