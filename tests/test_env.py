@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from preble_jax import env
+from preble_jax.errors import ConfigError
 
 NAMES = ("PREBLE_HOME", "XDG_CACHE_HOME", "LOCALAPPDATA")
 
@@ -49,3 +50,13 @@ def test_the_attention_backend_of_the_environment_comes_first(monkeypatch: pytes
     assert env.attention_backend("auto") == "jnp"
     monkeypatch.setenv("PREBLE_ATTENTION", "")
     assert env.attention_backend("tpu") == "tpu"
+
+
+def test_cpu_kernels_of_the_environment_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREBLE_CPU_KERNELS", raising=False)
+    assert env.cpu_kernels("auto") and not env.cpu_kernels("off")
+    monkeypatch.setenv("PREBLE_CPU_KERNELS", "off")
+    assert not env.cpu_kernels("auto")
+    monkeypatch.setenv("PREBLE_CPU_KERNELS", "of")
+    with pytest.raises(ConfigError, match="PREBLE_CPU_KERNELS: expected auto or off, got 'of'"):
+        env.cpu_kernels("auto")

@@ -14,6 +14,7 @@ from preble_jax.config_files import from_keywords
 from preble_jax.engine.engine import Engine
 from preble_jax.engine.runner import ModelRunner, make_mesh
 from preble_jax.model.config import ModelConfig
+from preble_jax.model.packed import can_pack
 from preble_jax.model.weights import random_params
 from preble_jax.progress import NullProgress
 
@@ -59,7 +60,9 @@ def make_engine(request: pytest.FixtureRequest) -> Callable[..., Engine]:
 
     def make_runner(config: Config) -> ModelRunner:
         mesh = make_mesh(config.mesh.tensor)
-        params = random_params(model, 3, jnp.dtype(config.model.dtype), mesh, config.model.weight_format)
+        dtype = jnp.dtype(config.model.dtype)
+        packed = config.engine.cpu_kernels == "auto" and can_pack(dtype, mesh)
+        params = random_params(model, 3, dtype, mesh, config.model.weight_format, packed=packed)
         try:
             runner = ModelRunner(config, model, params, mesh)
             runner.compile(NullProgress())

@@ -45,7 +45,8 @@ jax.block_until_ready(jnp.zeros(8) + 1)
 checkpoint = open_checkpoint(sys.argv[1])
 Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
 before = kib("VmRSS")
-params = load_params(checkpoint, None, jnp.bfloat16, weight_format=sys.argv[2])
+weight_format = "native" if sys.argv[2] == "packed" else sys.argv[2]
+params = load_params(checkpoint, None, jnp.bfloat16, weight_format=weight_format, packed=sys.argv[2] == "packed")
 checkpoint.close()
 peak, after = kib("VmHWM") - before, kib("VmRSS") - before
 weights = sum(array.nbytes for array in jax.tree.leaves(params)) / 1024
@@ -83,7 +84,7 @@ def gguf_file(folder: Path) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to see a process's peak")
-@pytest.mark.parametrize(("weight_format", "least_mib"), [("native", 180), ("int8", 90)])
+@pytest.mark.parametrize(("weight_format", "least_mib"), [("packed", 180), ("native", 180), ("int8", 90)])
 @pytest.mark.parametrize("make", [safetensors_folder, gguf_file])
 def test_the_peak_is_bounded_by_the_weights(make, weight_format: str, least_mib: int, tmp_path: Path) -> None:
     child = subprocess.run(
