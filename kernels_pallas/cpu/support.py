@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 from functools import cache
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,14 @@ def usable() -> bool:
     if obstacle is not None:
         logger.info("CPU kernels: not used, %s; XLA's own code runs instead, which is slower", obstacle)
     return obstacle is None
+
+
+def keep_code_in(folder: Path) -> None:
+    """Where compiled kernels are kept for the next start; nothing where there are none."""
+    if usable():
+        from kernels_pallas.cpu import jit
+
+        jit.keep_code_in(folder)
 
 
 def _obstacle() -> str | None:

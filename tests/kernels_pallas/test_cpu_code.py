@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("llvmlite")
 
+from kernels_pallas.cpu import jit
 from kernels_pallas.cpu.bf16 import I32S, dot_pairs, zeros
 from kernels_pallas.cpu.call import call_kernel
 from kernels_pallas.cpu.ir import F32, I64, Function, Module, Value
@@ -58,6 +59,25 @@ def test_loops_nest_skip_and_stop():
     total = sum(i * 10 + j for i in range(1, 14, 2) for j in range(i) if i + j >= 6)
     assert total > 2000
     assert _integer_function(write)(14, 6) == (total - 1) % 1000 + 1
+
+
+@pytest.mark.parametrize("damage", [lambda code: code[:100], lambda code: code[:-1] + b"?", lambda code: b""])
+def test_code_is_kept_and_damaged_code_made_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(jit, "_folder", tmp_path / "new")
+    compiled = []
+    real = jit._compile
+    monkeypatch.setattr(jit, "_compile", lambda text: compiled.append(text) or real(text))
+
+    def triple(f: Function, a: Value, b: Value) -> Value:
+        return a * 3 + b
+
+    assert [_integer_function(triple)(i, 1) for i in range(3)] == [1, 4, 7]
+    assert len(compiled) == 1
+    (place,) = (tmp_path / "new").iterdir()
+    whole = place.read_bytes()
+    place.write_bytes(damage(whole))
+    assert _integer_function(triple)(5, 1) == 16
+    assert len(compiled) == 2 and place.read_bytes() == whole
 
 
 @pytest.mark.parametrize("features", [host_features(), frozenset[str]()], ids=["this processor", "any processor"])
