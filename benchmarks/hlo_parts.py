@@ -22,7 +22,7 @@ import jax
 _PATTERNS = {
     "sampling": r"model/sampling\.py|_sample\(",
     "kv write": r"\bwrite_kv\b",
-    "attention": r"kernels_pallas/|\b_attend\(|paged_attention",
+    "attention": r"kernels_pallas/(?!cpu/(call|matmul))|\b_attend\(|paged_attention",
     "rotation": r"model/rope\.py|\brotat",
     "qkv": r"\.qkv\b",
     "out": r"self\.out\b",

@@ -81,6 +81,8 @@ class EngineSettings:
     prefill_buckets: padded prompt tokens of a step; the largest is the step's prompt-token budget.
     max_prefill_seqs: prompt chunks in one step.
     attention: "auto" picks by platform; "jnp" forces the reference.
+    cpu_kernels: "auto" multiplies bfloat16 matrices on one CPU by kernels of the project's own, where the processor
+        has what they need; "off" by XLA's.
     shared_prefix: cached pages that several sequences of a step share are read once for all of them, where it pays.
     decode_steps: tokens that running requests may be given in one go while nobody waits; 1: never more than one.
     max_dispatch_s: seconds that a new request may find the device busy with such tokens; the number of them is kept
@@ -92,6 +94,7 @@ class EngineSettings:
     prefill_buckets: tuple[int, ...] = (128, 512)
     max_prefill_seqs: int = 16
     attention: str = "auto"
+    cpu_kernels: Literal["auto", "off"] = "auto"
     shared_prefix: bool = True
     decode_steps: int = 8
     max_dispatch_s: float = 0.05

@@ -1,8 +1,9 @@
 """The one place that reads environment variables.
 
-PREBLE_HOME       folder for everything that is fetched once and kept (models, compiled programs);
-                  default: `preble-jax` in the platform's cache folder
-PREBLE_ATTENTION  attention backend, before `engine.attention` of the configuration
+PREBLE_HOME         folder for everything that is fetched once and kept (models, compiled programs);
+                    default: `preble-jax` in the platform's cache folder
+PREBLE_ATTENTION    attention backend, before `engine.attention` of the configuration
+PREBLE_CPU_KERNELS  "auto" or "off", before `engine.cpu_kernels` of the configuration
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from preble_jax.errors import ConfigError
 
 
 def cache_dir() -> Path:
@@ -24,6 +27,15 @@ def cache_dir() -> Path:
 def attention_backend(configured: str) -> str:
     """The attention backend's name, or "auto": what the environment says, or else the configuration."""
     return os.environ.get("PREBLE_ATTENTION") or configured
+
+
+def cpu_kernels(configured: str) -> bool:
+    """Whether the CPU's own kernels may be used: what the environment says, or else the configuration ("auto" or
+    "off"). Raises ConfigError for anything else in the environment."""
+    setting = os.environ.get("PREBLE_CPU_KERNELS") or configured
+    if setting not in ("auto", "off"):
+        raise ConfigError(f"PREBLE_CPU_KERNELS: expected auto or off, got {setting!r}")
+    return setting == "auto"
 
 
 def child_environment(overrides: Mapping[str, str]) -> dict[str, str]:

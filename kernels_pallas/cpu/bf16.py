@@ -6,6 +6,7 @@ from kernels_pallas.cpu.ir import Function, Value
 
 LANES = 16  # of a register of float32
 F32S, I32S, BF16S = f"<{LANES} x float>", f"<{LANES} x i32>", f"<{2 * LANES} x bfloat>"
+BF16_BITS = f"<{LANES} x i16>"
 DOT_FEATURE = "avx512bf16"
 
 
@@ -24,6 +25,15 @@ def dot_pairs(f: Function, acc: Value, a: Value, b: Value) -> Value:
         return f.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", F32S, acc, a.bits_as(BF16S), b.bits_as(BF16S))
     a_even, a_odd, b_even, b_odd = (*_widen(a), *_widen(b))
     return f.fma(a_odd, b_odd, f.fma(a_even, b_even, acc))
+
+
+def to_bf16(f: Function, x: Value) -> Value:
+    """x [16] float32 -> bfloat16 as bits, <16 x i16>: the nearest, of two the even one. A NaN may become a number."""
+    if DOT_FEATURE in f.module.features:
+        rounded = f.intrinsic("llvm.x86.avx512bf16.cvtneps2bf16.512", f"<{LANES} x bfloat>", x)
+        return rounded.bits_as(BF16_BITS)
+    bits = x.bits_as(I32S)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).convert("trunc", BF16_BITS)
 
 
 def _widen(pairs: Value) -> tuple[Value, Value]:

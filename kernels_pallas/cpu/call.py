@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import jax
@@ -49,10 +50,18 @@ def call_kernel(
     return list(jax.ffi.ffi_call(_target(kernel), list(results), input_output_aliases=aliases)(*args))
 
 
-@cache
+_compiling = Lock()
+
+
 def _target(kernel: Kernel) -> str:
-    """The name that XLA knows the kernel by. It is in compiled programs that outlive the process, so it changes with
-    the kernel's source."""
+    """The name that XLA knows the kernel by."""
+    with _compiling:  # steps are traced on several threads, and a name can be registered once
+        return _registered(kernel)
+
+
+@cache
+def _registered(kernel: Kernel) -> str:
+    """The name is in compiled programs that outlive the process, so it changes with the kernel's source."""
     digest = hashlib.sha256(f"{_source()} {kernel!r}".encode()).hexdigest()[:16]
     name = f"preble.{kernel.name}.{digest}"
     module = Module(host_features())

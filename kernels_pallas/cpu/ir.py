@@ -116,6 +116,11 @@ class Value:
         align = align or _element_bytes(value.type)
         self.function.line(f"store {value.type} {value.text}, ptr {self.text}, align {align}")
 
+    def prefetch(self) -> None:
+        """Asks for what the pointer points at to be read into the caches; no address is wrong."""
+        how = [Value(self.function, text, I32) for text in ("0", "3", "1")]  # to be read, as near as can be, data
+        self.function.intrinsic("llvm.prefetch.p0", VOID, self, *how)
+
     def bits_as(self, type_: str) -> Value:
         return self.function.emit(f"bitcast {self.type} {self.text} to {type_}", type_)
 

@@ -7,10 +7,9 @@ import os
 import tempfile
 import threading
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-import llvmlite.binding as llvm
 
 from kernels_pallas.cpu.ir import Module
 
@@ -28,14 +27,23 @@ def keep_code_in(folder: Path) -> None:
 
 
 @cache
+def _llvm() -> Any:
+    """Imported when it is first needed: where it is missing, everything but these kernels goes on."""
+    llvm = import_module("llvmlite.binding")
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm
+
+
+@cache
 def host_features() -> frozenset[str]:
-    """What this processor can do, by LLVM's names."""
-    return frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
+    """What this processor can do, by LLVM's names. Raises ImportError without llvmlite."""
+    return frozenset(name for name, has in _llvm().get_host_cpu_features().items() if has)
 
 
 def compile_function(module: Module, name: str) -> int:
     """The address of an exported function."""
-    text = module.text()
+    text, llvm = module.text(), _llvm()
     with _lock:
         code = _read(text) or _write(text, _compile(text))
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())
@@ -48,15 +56,14 @@ def compile_function(module: Module, name: str) -> int:
 
 def _target() -> Any:
     """A new one each time: an execution engine takes what it is given."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
+    llvm = _llvm()
     return llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
     )
 
 
 def _compile(text: str) -> bytes:
-    target = _target()
+    llvm, target = _llvm(), _target()
     parsed = llvm.parse_assembly(text)
     parsed.triple = target.triple
     parsed.data_layout = str(target.target_data)
@@ -70,6 +77,7 @@ def _compile(text: str) -> bytes:
 def _place(text: str) -> Path | None:
     if _folder is None:
         return None
+    llvm = _llvm()
     processor = f"{llvm.llvm_version_info} {llvm.get_host_cpu_name()} {sorted(host_features())}"
     return _folder / f"{hashlib.sha256(f'{processor} {text}'.encode()).hexdigest()[:32]}.o"
 

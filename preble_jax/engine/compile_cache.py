@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from kernels_pallas.cpu import support as cpu_kernels
+from kernels_pallas.cpu.usable import keep_code_in
 
 
 def enable_compile_cache(cache_dir: Path) -> None:
@@ -19,7 +19,7 @@ def enable_compile_cache(cache_dir: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    cpu_kernels.keep_code_in(cache_dir / "cpu_kernels")
+    keep_code_in(cache_dir / "cpu_kernels")
 
 
 class _Counter:

@@ -17,6 +17,7 @@ from preble_jax.engine.ledger import Ledger, StepTimes
 from preble_jax.engine.runner import Dispatched, ModelRunner, make_mesh
 from preble_jax.kv.prefix_cache import PrefixCache
 from preble_jax.model import registry
+from preble_jax.model.packed import can_pack
 from preble_jax.model.weights import load_params, open_checkpoint
 from preble_jax.progress import NullProgress, Progress
 from preble_jax.request import FinishReason, Request, RequestOutput
@@ -67,7 +68,8 @@ class Engine:
         try:
             model = checkpoint.model_config
             dtype = jnp.dtype(config.model.dtype)
-            params = load_params(checkpoint, mesh, dtype, progress, config.model.weight_format)
+            packed = env.cpu_kernels(config.engine.cpu_kernels) and can_pack(dtype, mesh)
+            params = load_params(checkpoint, mesh, dtype, progress, config.model.weight_format, packed=packed)
         finally:
             checkpoint.close()
         runner = ModelRunner(config, model, params, mesh)

@@ -27,7 +27,7 @@ from kernels_pallas import (
 from kernels_pallas.layout import page_dtype as stored_page_dtype
 from preble_jax.model.config import ModelConfig
 from preble_jax.model.params import spec_for
-from preble_jax.model.quantize import QuantizedMatrix, Weight
+from preble_jax.model.products import RMSNorm, embedding_rows, matmul_added, normed_matmul, swiglu
 from preble_jax.model.rope import rotate
 from preble_jax.model.sampling import HostOrDeviceArray
 
@@ -105,26 +105,20 @@ class AttentionCall(NamedTuple):
 class LayerInputs(NamedTuple):
     """What every layer of a step takes beside its activations; computed once.
 
-    cos_sin [T, D] float32: of the tokens' positions. schedule: the attention kernels' loops.
+    cos_sin [T, D] float32: of the tokens' positions. schedule: the attention kernels' loops. live_tokens, live_seqs [4]
+    int32: which tokens and sequences there are, see `products`.
     """
 
     step: StepArrays
     cos_sin: jax.Array
     schedule: StepSchedule
-
-
-class RMSNorm(nnx.Module):
-    def __init__(self, weight: Any, eps: float) -> None:
-        self.weight = nnx.Param(weight)
-        self.eps = eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
-        return x * scale * self.weight[...][None, :]
+    live_tokens: jax.Array
+    live_seqs: jax.Array
 
 
 class Attention(nnx.Module):
-    def __init__(self, qkv: Any, out: Any, head_dim: int) -> None:
+    def __init__(self, norm: RMSNorm, qkv: Any, out: Any, head_dim: int) -> None:
+        self.norm = norm
         self.qkv = nnx.Param(qkv)  # [E, K, (G + 2) * D]: see `params`
         self.out = nnx.Param(out)  # [K, G, D, E]
         self.head_dim = head_dim
@@ -137,37 +131,39 @@ class Attention(nnx.Module):
         call: AttentionCall,
         rows: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
-        """x [T, E] float32, one layer's pages -> [T, E] float32 (or `rows` of it), the pages with the step's keys and
-        values."""
-        qkv = _matmul(x, self.qkv.get_value(), 1)  # [T, K, (G + 2) * D]
+        """x [T, E] float32, one layer's pages -> x (or `rows` of it) and what it attended to, added; the pages with the
+        step's keys and values."""
+        qkv = normed_matmul(x, self.norm, self.qkv.get_value(), inputs.live_tokens)  # [T, K, (G + 2) * D]
         first, second, v = jnp.split(qkv, _qkv_columns(qkv.shape[2], self.head_dim), axis=2)
         heads = (*qkv.shape[:2], -1, self.head_dim // 2)
         q_and_k = rotate(first.reshape(heads), second.reshape(heads), inputs.cos_sin, call.dtype)
         q, k = q_and_k[:, :, :-1], q_and_k[:, :, -1]
         attended, kv_pages = _attend(q, k, v, kv_pages, inputs, call)
-        if rows is not None:
-            attended = attended[rows]
-        return _matmul(attended, self.out.get_value(), 3), kv_pages
+        if rows is None:
+            return matmul_added(attended, self.out.get_value(), x, inputs.live_tokens), kv_pages
+        return matmul_added(attended[rows], self.out.get_value(), x[rows], inputs.live_seqs), kv_pages
 
 
 class MLP(nnx.Module):
     """SwiGLU."""
 
-    def __init__(self, gate_up: Any, down: Any) -> None:
+    def __init__(self, norm: RMSNorm, gate_up: Any, down: Any) -> None:
+        self.norm = norm
         self.gate_up = nnx.Param(gate_up)  # [E, 2, F]
         self.down = nnx.Param(down)  # [F, E]
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        gate_up = _matmul(x, self.gate_up.get_value(), 1)
-        return _matmul(jax.nn.silu(gate_up[:, 0]) * gate_up[:, 1], self.down.get_value(), 1)
+    def __call__(self, x: jax.Array, live: jax.Array) -> jax.Array:
+        """x [T, E] float32 -> x with its own added."""
+        return matmul_added(swiglu(x, self.norm, self.gate_up.get_value(), live), self.down.get_value(), x, live)
 
 
 class Layer(nnx.Module):
     def __init__(self, config: ModelConfig, weight: Callable[[str], Any]) -> None:
-        self.attention_norm = RMSNorm(weight("attention_norm"), config.rms_norm_eps)
-        self.attention = Attention(weight("qkv"), weight("out"), config.head_dim)
-        self.mlp_norm = RMSNorm(weight("mlp_norm"), config.rms_norm_eps)
-        self.mlp = MLP(weight("gate_up"), weight("down"))
+        attention_norm, mlp_norm = (
+            RMSNorm(weight(f"{part}_norm"), config.rms_norm_eps) for part in ("attention", "mlp")
+        )
+        self.attention = Attention(attention_norm, weight("qkv"), weight("out"), config.head_dim)
+        self.mlp = MLP(mlp_norm, weight("gate_up"), weight("down"))
 
     def __call__(
         self,
@@ -178,9 +174,8 @@ class Layer(nnx.Module):
         rows: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """rows: of the result, all that is wanted; every token's key and value is written all the same."""
-        attended, kv_pages = self.attention(self.attention_norm(x), kv_pages, inputs, call, rows)
-        x = attended + (x if rows is None else x[rows])
-        return x + self.mlp(self.mlp_norm(x)), kv_pages
+        x, kv_pages = self.attention(x, kv_pages, inputs, call, rows)
+        return self.mlp(x, inputs.live_tokens if rows is None else inputs.live_seqs), kv_pages
 
 
 class Decoder(nnx.Module):
@@ -200,8 +195,15 @@ class Decoder(nnx.Module):
         self, step: StepArrays, kv_pages: Sequence[jax.Array], call: AttentionCall
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Returns logits [S, V] float32 of each sequence's last token, and every layer's pages."""
-        x = _rows(self.embedding.get_value(), step.token_ids)
-        inputs = LayerInputs(step, self.rotation[...][step.positions], call.schedule(self.config, step, kv_pages[0]))
+        x = embedding_rows(self.embedding.get_value(), step.token_ids)
+        live_tokens, live_seqs = _live(step, call.num_decode_slots)
+        inputs = LayerInputs(
+            step=step,
+            cos_sin=self.rotation[...][step.positions],
+            schedule=call.schedule(self.config, step, kv_pages[0]),
+            live_tokens=live_tokens,
+            live_seqs=live_seqs,
+        )
         new_pages = []
         for i, (layer, pages) in enumerate(zip(self.layers, kv_pages, strict=True), 1):
             # The last layer and the wide output matrix: only for the rows that are sampled.
@@ -210,11 +212,10 @@ class Decoder(nnx.Module):
                 graph, call, weights, x, pages, inputs, step.last_token if i == len(self.layers) else None
             )
             new_pages.append(pages)
-        x = self.final_norm(x)
         if self.lm_head is None:
-            logits = _tied_logits(x, self.embedding.get_value())
+            logits = normed_matmul(x, self.final_norm, self.embedding.get_value(), live_seqs, in_axis=1)
         else:
-            logits = _matmul(x, self.lm_head.get_value(), 1)
+            logits = normed_matmul(x, self.final_norm, self.lm_head.get_value(), live_seqs)
         return logits, tuple(new_pages)
 
 
@@ -233,6 +234,18 @@ def _run_layer(
     return layer(x, kv_pages, inputs, call, rows)
 
 
+def _live(step: StepArrays, num_decode_slots: int) -> tuple[jax.Array, jax.Array]:
+    """[4] int32 each, of tokens and of sequences: begin and end of the decode slots in use (an unused one behind the
+    last of them is none) and of what computes prompts."""
+    slots = jnp.arange(1, num_decode_slots + 1, dtype=jnp.int32)
+    decoding = jnp.max(jnp.where(step.kv_lens[:num_decode_slots] > 0, slots, 0), initial=0)
+
+    def edges(end: jax.Array) -> jax.Array:
+        return jnp.stack([jnp.int32(0), decoding, jnp.int32(num_decode_slots), jnp.maximum(end, num_decode_slots)])
+
+    return edges(step.cu_q_lens[-1]), edges(step.num_seqs[0])
+
+
 def _qkv_columns(width: int, head_dim: int) -> tuple[int, int]:
     """Where second halves and values begin among a key head's columns."""
     turned = width - head_dim
@@ -241,35 +254,6 @@ def _qkv_columns(width: int, head_dim: int) -> tuple[int, int]:
 
 def _layer_weight(params: Mapping[str, Any], layer: int, name: str) -> Any:
     return params[f"layers.{layer}.{name}"]
-
-
-def _precision(weights: jax.Array) -> jax.lax.Precision | None:
-    return jax.lax.Precision.HIGHEST if weights.dtype == jnp.float32 else None
-
-
-def _matmul(x: jax.Array, w: Weight, num_in: int) -> jax.Array:
-    """Contracts x's last `num_in` axes with w's first, [T, in...] @ [in..., out...] -> [T, out...] float32."""
-    return w.matmul(x) if isinstance(w, QuantizedMatrix) else _product(x, w, tuple(range(num_in)))
-
-
-def _tied_logits(x: jax.Array, embedding: Weight) -> jax.Array:
-    """x [S, E], embedding [V, E] -> [S, V] float32."""
-    return embedding.matmul(x) if isinstance(embedding, QuantizedMatrix) else _product(x, embedding, (1,))
-
-
-def _rows(embedding: Weight, token_ids: jax.Array) -> jax.Array:
-    """[V, E], [T] -> [T, E] float32."""
-    if isinstance(embedding, QuantizedMatrix):
-        return embedding.rows(token_ids)
-    return embedding[token_ids].astype(jnp.float32)
-
-
-def _product(x: jax.Array, w: jax.Array, in_axes: tuple[int, ...]) -> jax.Array:
-    """Contracts x's last axes with these of w."""
-    axes = (tuple(range(x.ndim - len(in_axes), x.ndim)), in_axes)
-    return jax.lax.dot_general(
-        x.astype(w.dtype), w, (axes, ((), ())), precision=_precision(w), preferred_element_type=jnp.float32
-    )
 
 
 def _attend(

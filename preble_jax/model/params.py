@@ -44,6 +44,7 @@ class ParamSpec:
     in_axes:       those that a product with it sums over (an embedding's, where it is the output matrix too); none
                    where it is no matrix.
     keep_float32:  stays float32 whatever the engine's dtype (norm weights).
+    gated:         its output's first axis has a gate and what the gate is for (SwiGLU).
     """
 
     path: str
@@ -57,6 +58,7 @@ class ParamSpec:
     unpack: Callable[[ModelConfig, Array], tuple[Array, ...]]
     in_axes: tuple[int, ...]
     keep_float32: bool = False
+    gated: bool = False
 
     def dtype(self, engine_dtype: Any) -> np.dtype[Any]:
         """The dtype it is kept in by an engine that computes in `engine_dtype`."""
@@ -174,6 +176,7 @@ def _mlp_specs(config: ModelConfig, i: int) -> list[ParamSpec]:
             pack=_pack_gate_up,
             unpack=_unpack_gate_up,
             in_axes=(0,),
+            gated=True,
         ),
         _matrix_spec(
             f"layers.{i}.down",

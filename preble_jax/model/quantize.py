@@ -26,6 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from preble_jax.model.packed import PackedMatrix
+
 Array = np.ndarray[Any, Any]
 
 WEIGHT_FORMATS = ("native", "int8")
@@ -71,8 +73,8 @@ class QuantizedMatrix:
         return found * self.scales[indices].reshape(-1, *(1,) * (rows.ndim - 1))
 
 
-Weight = jax.Array | QuantizedMatrix
-"""A matrix as it is kept: in the compute dtype, or in int8 with scales."""
+Weight = jax.Array | QuantizedMatrix | PackedMatrix
+"""A matrix as it is kept: in the compute dtype, in int8 with scales, or in the compute dtype for the CPU's kernels."""
 
 
 def quantize(matrix: Array, in_axes: Sequence[int], dtype: Any, *, int8_activations: bool) -> QuantizedMatrix:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from preble_jax.model.config import ModelConfig
+from preble_jax.model.packed import pack_matrix
 from preble_jax.model.params import Array, Initializer, ParamSpec, param_table, spec_for
 from preble_jax.model.quantize import Weight, check_weight_format, has_int8_activations, quantize
 from preble_jax.model.weights import Checkpoint
@@ -23,6 +24,7 @@ Params = dict[str, Weight]
 
 # Orbax takes 20 ms to begin reading, whatever the number of parameters.
 _MAX_GROUP_BYTES = 32 << 20
+_PACKED = "packed"  # a form in memory only, beside `quantize.WEIGHT_FORMATS`
 
 
 @runtime_checkable
@@ -38,16 +40,21 @@ def load_params(
     dtype: Any,
     progress: Progress | None = None,
     weight_format: str = "native",
+    *,
+    packed: bool = False,
 ) -> Params:
     """All parameters of `checkpoint`, by path, placed as the parameter table says.
 
     mesh: None puts everything on the default device. dtype: what the engine computes in; norms stay float32.
     weight_format: one of `quantize.WEIGHT_FORMATS`; matrices are made int8 as soon as they are read.
+    packed: native matrices are laid out for the CPU's kernels as soon as they are read (`packed.can_pack` says where).
     One tensor is on the host at a time, the largest first: what its reading takes besides is then taken while little
     else is there. Raises CheckpointError for a missing tensor or one of the wrong shape, ValueError for a weight format
     that does not exist.
     """
     check_weight_format(weight_format)
+    if packed and weight_format == "native":
+        weight_format = _PACKED
     specs = param_table(checkpoint.model_config)
     with (progress or NullProgress()).task("reading weights", total=len(specs)) as task:
         if isinstance(checkpoint, ShardedCheckpoint) and weight_format == "native":
@@ -64,13 +71,21 @@ def load_params(
 
 
 def random_params(
-    config: ModelConfig, seed: int, dtype: Any, mesh: Mesh | None = None, weight_format: str = "native"
+    config: ModelConfig,
+    seed: int,
+    dtype: Any,
+    mesh: Mesh | None = None,
+    weight_format: str = "native",
+    *,
+    packed: bool = False,
 ) -> Params:
     """Freshly initialised parameters; the same values for the same seed, whatever the mesh.
 
     Raises ValueError for a weight format that does not exist.
     """
     check_weight_format(weight_format)
+    if packed and weight_format == "native":
+        weight_format = _PACKED
     key = jax.random.key(seed)
     params: Params = {}
     for spec in param_table(config):
@@ -109,6 +124,9 @@ def _placed(spec: ParamSpec, host: Array, mesh: Mesh | None, dtype: Any, weight_
     if weight_format == "native" or not spec.in_axes:
         param: Weight = jax.device_put(np.ascontiguousarray(host, dtype=spec.dtype(dtype)), param_sharding(spec, mesh))
         return param
+    if weight_format == _PACKED:
+        packed = pack_matrix(host, spec.in_axes, interleaved=spec.gated)
+        return replace(packed, panels=jax.device_put(packed.panels, _axes_sharding(spec, [], mesh)))
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     matrix = quantize(host, spec.in_axes, dtype, int8_activations=has_int8_activations(device.platform))
     out_axes = [axis for axis in range(len(spec.shape)) if axis not in spec.in_axes]

@@ -1,0 +1,297 @@
+"""Matrix products with packed weights, and what goes before and after them: y = after(before(x) @ W).
+
+W [K, N] is packed in panels of 32 columns, each with K neighbouring pairs of rows beside each other: [N / 32, K / 2,
+32, 2] bfloat16. A register tile is up to 12 rows by one panel: 24 sums, and two registers of weights that every row
+uses. A panel stays in the first cache while a block's rows go past it; few rows read it once, from memory.
+
+An item is a block of rows and a few panels. It first makes its block's rows what the dots want, where they are not.
+
+Only rows that are alive cost: `live` [4] int32 = begin, end, begin, end of two runs of rows (the decode slots in use;
+the prompt tokens behind the slots), within the array and in order. All other rows of the result are 0, or as they were
+where a residual is added.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels_pallas.cpu.bf16 import BF16_BITS, F32S, I32S, LANES, dot_pairs, pair_everywhere, to_bf16, zeros
+from kernels_pallas.cpu.call import call_kernel
+from kernels_pallas.cpu.ir import F32, I32, I64, Function, Value
+from kernels_pallas.cpu.vmath import sigmoid, sum_lanes
+
+PANEL = 2 * LANES  # columns
+_TILE_ROWS = 12
+_MAX_BLOCK_ROWS = 10 * _TILE_ROWS
+_BLOCK_BYTES = 1 << 19  # of rows that an item makes for itself: half of a second-level cache
+_PAIR_BYTES = 4
+_K_BYTES = PANEL * _PAIR_BYTES  # of a panel, for each pair of rows
+_LINE = 64
+_AHEAD = 32 * _LINE  # how far in front of the dots weights are asked for
+_PANELS_AT_ONCE = 64
+
+Array = np.ndarray[Any, Any]
+
+Epilogue = Literal["none", "add", "swiglu"]
+
+
+@dataclass(frozen=True)
+class MatMul:
+    """num_rows: of x. num_in: K, a multiple of 16. num_panels: of W.
+
+    rms_eps: None: x is bfloat16. Otherwise x is float32, and every row is first divided by its root mean square and
+        multiplied by a weight [K] float32 (RMSNorm). num_normed: numbers in the mean; columns behind them are 0.
+    epilogue: none: float32 [M, N]. add: float32, and what is added to is an argument whose memory the result may take.
+        swiglu: a panel holds 16 columns of the gate and 16 of what is gated; silu(gate) * up, bfloat16 [M, N / 2].
+
+    Arguments: x, W, live, then the norm's weight, then the residual.
+    """
+
+    num_rows: int
+    num_in: int
+    num_panels: int
+    epilogue: Epilogue = "none"
+    rms_eps: float | None = None
+    num_normed: int = 0
+    panels_per_item: int = 1
+    name: str = "matmul"
+    num_results: int = 1
+
+    @property
+    def num_args(self) -> int:
+        return 3 + (self.rms_eps is not None) + (self.epilogue == "add")
+
+    @property
+    def _x_stride(self) -> int:
+        """Bytes from one row to the next, as the dots read them."""
+        # Rows that an item makes are kept from starting at equal places of the first cache.
+        return 2 * self.num_in + (_LINE if self.rms_eps is not None else 0)
+
+    @property
+    def _block_rows(self) -> int:
+        rows = _MAX_BLOCK_ROWS if self.rms_eps is None else min(_MAX_BLOCK_ROWS, _BLOCK_BYTES // self._x_stride)
+        return max(rows // _TILE_ROWS, 1) * _TILE_ROWS
+
+    @property
+    def _num_groups(self) -> int:
+        return -(-self.num_panels // self.panels_per_item)
+
+    @property
+    def _y_panel_bytes(self) -> int:
+        """Of a row."""
+        return 2 * LANES if self.epilogue == "swiglu" else 4 * PANEL
+
+    @property
+    def _y_stride(self) -> int:
+        return self.num_panels * self._y_panel_bytes
+
+    def count_items(self, f: Function, buffers: list[Value]) -> Value:
+        return self._num_blocks(_num_live(buffers[2])) * self._num_groups
+
+    def _num_blocks(self, num_live: Value) -> Value:
+        return ((num_live + (self._block_rows - 1)) // self._block_rows).max(1)
+
+    def write_item(self, f: Function, buffers: list[Value], item: Value) -> None:
+        x, panels, live, *_, y = buffers
+        num_live = _num_live(live)
+        num_blocks = self._num_blocks(num_live)
+        # Blocks of one size, a whole number of tiles.
+        rows_per_block = ((num_live + (num_blocks * _TILE_ROWS - 1)) // (num_blocks * _TILE_ROWS)) * _TILE_ROWS
+        block, group = item // self._num_groups, item % self._num_groups
+        first = block * rows_per_block
+        last = (first + rows_per_block).min(num_live)
+        begin_panel = group * self.panels_per_item
+        end_panel = (begin_panel + self.panels_per_item).min(self.num_panels)
+        if self.epilogue != "add":
+            with f.when(block.is_("==", 0)):
+                self._clear_dead(f, live, y, begin_panel, end_panel)
+        made = None
+        if self.rms_eps is not None:
+            made = f.stack(f"[{self._block_rows * self._x_stride} x i8]", _LINE)
+            with _each_run(f, live, first, last) as (begin, end, row):
+                self._normalise(
+                    f, x.at(row * (4 * self.num_in)), buffers[3], made.at((begin - first) * self._x_stride), end - begin
+                )
+        with f.loop(begin_panel, end_panel) as panel, _each_run(f, live, first, last) as (begin, end, row):
+            w = panels.at(panel * (self.num_in // 2 * _K_BYTES))
+            source = x.at(row * self._x_stride) if made is None else made.at((begin - first) * self._x_stride)
+            target = y.at(row * self._y_stride + panel * self._y_panel_bytes)
+            residual = None
+            if self.epilogue == "add":
+                residual = buffers[-2].at(row * self._y_stride + panel * self._y_panel_bytes)
+            self._rows(f, source, w, target, residual, end - begin)
+
+    # -- rows --------------------------------------------------------------------------------------
+
+    def _rows(self, f: Function, x: Value, w: Value, y: Value, residual: Value | None, num_rows: Value) -> None:
+        """One panel, neighbouring rows: tiles of 12, and the last two as equal as they can be."""
+        done = f.variable(f.int64(0))
+        with f.repeat() as again:
+            row = done.get()
+            left = num_rows - row
+            again.stop_if(left.is_("<=", 0))
+            halves = left.is_(">", _TILE_ROWS).then((left + 1) >> 1, left)
+            size = left.is_(">=", 2 * _TILE_ROWS).then(_TILE_ROWS, halves)
+            places = [x.at(row * self._x_stride), w, y.at(row * self._y_stride)]
+            if residual is not None:
+                places.append(residual.at(row * self._y_stride))
+            for rows in range(1, _TILE_ROWS + 1):
+                with f.when(size.is_("==", rows)):
+                    self._tile(f, rows, places)
+            done.set(row + size)
+
+    def _tile(self, f: Function, rows: int, places: list[Value]) -> None:
+        x, w, y, *residual = places
+        sums = [[f.variable(zeros(f)) for _ in range(2)] for _ in range(rows)]
+        with f.loop(0, self.num_in // 2) as k:
+            weights, pairs = w.at(k * _K_BYTES), x.at(k * _PAIR_BYTES)
+            columns = [weights.at(_LINE * j).load(I32S, _LINE) for j in range(2)]
+            for j in range(2):
+                weights.at(_AHEAD + _LINE * j).prefetch()
+            for i in range(rows):
+                pair = pair_everywhere(f, pairs.at(i * self._x_stride))
+                for j in range(2):
+                    sums[i][j].set(dot_pairs(f, sums[i][j].get(), pair, columns[j]))
+        for i in range(rows):
+            low, high = (sums[i][j].get() for j in range(2))
+            at = y.at(i * self._y_stride)
+            if self.epilogue == "swiglu":
+                at.store(to_bf16(f, low * sigmoid(f, low) * high))
+                continue
+            for j, value in enumerate((low, high)):
+                if residual:
+                    value = value + residual[0].at(i * self._y_stride + j * _LINE).load(F32S)
+                at.at(j * _LINE).store(value)
+
+    # -- before and beside --------------------------------------------------------------------------
+
+    def _normalise(self, f: Function, x: Value, weight: Value, made: Value, num_rows: Value) -> None:
+        assert self.rms_eps is not None
+        with f.loop(0, num_rows) as row:
+            source, target = x.at(row * (4 * self.num_in)), made.at(row * self._x_stride)
+            squares = [f.variable(zeros(f)) for _ in range(_chains(self.num_in))]
+            with f.loop(0, self.num_in, LANES * len(squares)) as k:
+                for j, square in enumerate(squares):
+                    value = source.at(k * 4 + j * _LINE).load(F32S)
+                    square.set(f.fma(value, value, square.get()))
+            total = sum((square.get() for square in squares[1:]), squares[0].get())
+            mean = sum_lanes(total) * (1 / self.num_normed)
+            scale = (f.constant(1.0, F32) / f.intrinsic("llvm.sqrt.f32", F32, mean + self.rms_eps)).splat(LANES)
+            with f.loop(0, self.num_in, LANES) as k:
+                value = source.at(k * 4).load(F32S) * scale * weight.at(k * 4).load(F32S)
+                target.at(k * 2).store(to_bf16(f, value))
+
+    def _clear_dead(self, f: Function, live: Value, y: Value, begin_panel: Value, end_panel: Value) -> None:
+        edges = [_edge(live, i) for i in range(4)]
+        for begin, end in ((f.int64(0), edges[0]), (edges[1], edges[2]), (edges[3], f.int64(self.num_rows))):
+            with f.loop(begin, end) as row, f.loop(begin_panel, end_panel) as panel:
+                at = y.at(row * self._y_stride + panel * self._y_panel_bytes)
+                for offset in range(0, self._y_panel_bytes, 2 * LANES):
+                    at.at(offset).store(f.constant(0, BF16_BITS))
+
+
+def matmul(
+    x: jax.Array,
+    panels: jax.Array,
+    live: jax.Array,
+    *,
+    norm: tuple[jax.Array, float] | None = None,
+    residual: jax.Array | None = None,
+    swiglu: bool = False,
+) -> jax.Array:
+    """x [M, K] bfloat16, or with a norm (weight [K] float32, eps) float32; panels: of `pack_panels`; live [4] int32.
+
+    residual [M, N] float32 is added, swiglu is applied, or neither: see `MatMul`. Returns [M, N] float32, with swiglu
+    [M, N / 2] bfloat16, columns that fill up the last panel included.
+    """
+    num_rows, num_normed = x.shape
+    num_panels, num_pairs = panels.shape[:2]
+    num_in = 2 * num_pairs
+    args = [_wide(x, num_in), panels, live]
+    if norm is not None:
+        args.append(_wide(norm[0], num_in))
+    epilogue: Epilogue = "swiglu" if swiglu else "none"
+    aliases = None
+    if residual is not None:
+        epilogue, aliases = "add", {len(args): 0}
+        args.append(_wide(residual, num_panels * PANEL))
+    kernel = MatMul(
+        num_rows=num_rows,
+        num_in=num_in,
+        num_panels=num_panels,
+        epilogue=epilogue,
+        rms_eps=None if norm is None else norm[1],
+        num_normed=num_normed,
+        panels_per_item=_panels_per_item(num_rows, num_panels, normed=norm is not None),
+    )
+    columns, dtype = (LANES, jnp.bfloat16) if swiglu else (PANEL, jnp.float32)
+    (y,) = call_kernel(kernel, args, [jax.ShapeDtypeStruct((num_rows, num_panels * columns), dtype)], aliases=aliases)
+    return y
+
+
+def pack_panels(columns: Array) -> Array:
+    """[G, C, K] bfloat16, NumPy, on the host -> [panels, K / 2, 32, 2]; a panel has 32 / G columns of each group.
+
+    What is missing in the last panel, and of K to a multiple of 16, is 0. A few panels at a time: beside the result
+    there is next to nothing.
+    """
+    num_groups, num_columns, num_in = columns.shape
+    width, wide_in = PANEL // num_groups, -(-num_in // LANES) * LANES
+    panels = np.empty((-(-num_columns // width), wide_in // 2, PANEL), np.uint32)
+    for first in range(0, len(panels), _PANELS_AT_ONCE):
+        part = columns[:, first * width : (first + _PANELS_AT_ONCE) * width]
+        num_panels = -(-part.shape[1] // width)
+        wide = np.zeros((num_groups, num_panels * width, wide_in), columns.dtype)
+        wide[:, : part.shape[1], :num_in] = part
+        pairs = wide.view(np.uint32).reshape(num_groups, num_panels, width, -1)
+        panels[first : first + num_panels] = pairs.transpose(1, 3, 0, 2).reshape(num_panels, -1, PANEL)
+    return panels.view(columns.dtype).reshape(*panels.shape, 2)
+
+
+def _wide(x: jax.Array, num_columns: int) -> jax.Array:
+    """With columns of 0 behind its own."""
+    missing = num_columns - x.shape[-1]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
+
+
+def _panels_per_item(num_rows: int, num_panels: int, *, normed: bool) -> int:
+    """Making a block's rows costs a third of a panel's product; items must be many enough for all threads."""
+    most = (8 if num_rows <= _MAX_BLOCK_ROWS else 24) if normed else 2
+    return max(1, min(most, num_panels // (2 * (os.cpu_count() or 1))))
+
+
+def _edge(live: Value, index: Value | int) -> Value:
+    return live.at(index * 4).load(I32).convert("sext", I64)
+
+
+def _num_live(live: Value) -> Value:
+    edges = [_edge(live, i) for i in range(4)]
+    return edges[1] - edges[0] + edges[3] - edges[2]
+
+
+@contextmanager
+def _each_run(f: Function, live: Value, first: Value, last: Value) -> Iterator[tuple[Value, Value, Value]]:
+    """The live rows from the first-th to the last-th, run by run: (which of the live rows it begins and ends at, row of
+    the array it begins at)."""
+    before = f.variable(f.int64(0))
+    with f.loop(0, 2) as run:
+        edges = live.at(run * 8)
+        start, end = _edge(edges, 0), _edge(edges, 1)
+        offset = before.get()
+        before.set(offset + (end - start))
+        low, high = first.max(offset), last.min(offset + (end - start))
+        with f.when(low.is_("<", high)):
+            yield low, high, start + (low - offset)
+
+
+def _chains(num_in: int) -> int:
+    """Sums beside each other, so that none waits for the one before."""
+    return next(chains for chains in (4, 3, 2, 1) if num_in % (LANES * chains) == 0)

@@ -1,0 +1,55 @@
+"""Whether this processor and this installation run the kernels, and run them well."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from functools import cache
+from pathlib import Path
+
+from kernels_pallas.cpu import jit
+from kernels_pallas.cpu.bf16 import DOT_FEATURE
+from kernels_pallas.cpu.ffi import api_version
+
+logger = logging.getLogger(__name__)
+
+_FFI_VERSIONS = range(1, 6)  # minor ones, of major 0, whose structures begin alike
+
+
+@cache
+def usable() -> bool:
+    """True where the kernels are the fast way. Why not is said once, in the log.
+
+    They are right on every processor, and fast where one instruction multiplies 16 pairs of bfloat16.
+    """
+    obstacle = _obstacle()
+    if obstacle is not None:
+        logger.info("kernels for the CPU: %s; XLA's own operations are used, which is slower", obstacle)
+    return obstacle is None
+
+
+@cache
+def has_wide_registers() -> bool:
+    """32 registers of 16 float32 numbers, which a tile of a matrix product fills."""
+    return "avx512f" in jit.host_features()
+
+
+def keep_code_in(folder: Path) -> None:
+    """Where compiled kernels are kept for the next start."""
+    if usable():
+        jit.keep_code_in(folder)
+
+
+def _obstacle() -> str | None:
+    try:
+        features = jit.host_features()
+    except ImportError as error:
+        return f"llvmlite cannot be imported ({error})"
+    if sys.maxsize < 1 << 32:
+        return "made for processors with addresses of 64 bits"
+    if DOT_FEATURE not in features:
+        return f"the processor lacks {DOT_FEATURE}"
+    major, minor = api_version()
+    if major != 0 or minor not in _FFI_VERSIONS:
+        return f"made for versions 0.1 to 0.5 of XLA's FFI, found {major}.{minor}"
+    return None
