@@ -7,8 +7,10 @@ them; then each few rows get their scores, weights and weighted values.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+from kernels_pallas.cpu.attention.ahead import Ahead
 from kernels_pallas.cpu.attention.keys import CHUNK_KEYS, GROUP_KEYS, Block, Pages, copy, fill, load_block
 from kernels_pallas.cpu.attention.softmax import NO_SCORE, everywhere, exp2_of_negative, larger, store_bfloat16
 from kernels_pallas.cpu.attention.tile import REGISTER_BYTES, TILE_VECTORS, multiply
@@ -16,7 +18,7 @@ from kernels_pallas.cpu.bf16 import F32S, LANES, zeros
 from kernels_pallas.cpu.ir import F32, I32, I64, Function, Value
 from kernels_pallas.cpu.vmath import LOG2_E, exp2
 
-BLOCK_KEYS = 128
+BLOCK_KEYS = int(__import__("os").environ.get("BK", "128"))
 _MOST_TILE_ROWS = 6  # 6 x 4 registers of sums, 4 of keys or values, and a few
 _COLUMN_BYTES = 24  # of a row of the table of tiles
 
@@ -68,6 +70,8 @@ class _Item:
         self.pages = Pages(
             pages, page_table.at(seq * columns * 4), self.head, kernel.num_kv_heads, kernel.page_size, kernel.head_dim
         )
+        self.next_pages, self.next_begin, self.next_end = self._next_item(page_table, tiles, sizes, item)
+        self.ahead = Ahead.on_stack(f, BLOCK_KEYS, self.pages) if tokens == 1 else None
         self.queries = queries
         most = tokens * kernel.group
         self.tile_rows = -(-most // -(-most // _MOST_TILE_ROWS)) if tokens == 1 else min(most, _MOST_TILE_ROWS)
@@ -86,14 +90,15 @@ class _Item:
 
     def write(self) -> None:
         f, kernel = self.f, self.kernel
-        self._start()
         first = self.begin
         if kernel.sliding_window is not None:
             seen = (self.position - (kernel.sliding_window - 1)).max(0) // kernel.page_size * kernel.page_size
             first = first.max(seen)
+        self._start()
         with f.loop(first, self.end, BLOCK_KEYS) as key:
             num_keys = (self.end - key).min(BLOCK_KEYS)
             load_block(f, self.pages, self.block, key, num_keys)
+            self._look_ahead(key)
             masked = self._masked(key, num_keys)
             with f.loop(0, self.padded_rows, self.tile_rows) as row:
                 self._score(row, num_keys)
@@ -104,6 +109,24 @@ class _Item:
                 self._weigh(row, num_keys)
                 self._sum_values(row, num_keys)
         self._finish()
+
+    def _next_item(self, page_table: Value, tiles: Value, sizes: Value, item: Value) -> tuple[Pages, Value, Value]:
+        """What this thread, of two, will probably do after this item: its pages, first key and key after the last."""
+        f, heads = self.f, self.kernel.num_kv_heads
+        other = (item + 2).min(sizes.load(I32).convert("sext", I64) * heads - 1)
+        tile = tiles.at(other // heads * _COLUMN_BYTES)
+        seq, begin, end = (tile.at(4 * i).load(I32).convert("sext", I64) for i in (0, 4, 5))
+        row = page_table.at(seq * sizes.at(4).load(I32).convert("sext", I64) * 4)
+        return replace(self.pages, row=row, head=other % heads), begin, end
+
+    def _look_ahead(self, key: Value) -> None:
+        if self.ahead is None:
+            return
+        f, following = self.f, key + BLOCK_KEYS
+        with f.when(following.is_("<", self.end)):
+            self.ahead.aim(self.pages, following, self.end, BLOCK_KEYS)
+        with f.when(following.is_(">=", self.end)):
+            self.ahead.aim(self.next_pages, self.next_begin, self.next_end, BLOCK_KEYS)
 
     def _start(self) -> None:
         f, kernel = self.f, self.kernel
@@ -141,6 +164,7 @@ class _Item:
                 self.block.keys.at(first * (2 * dim)),
                 4 * CHUNK_KEYS,
                 dim // 2,
+                None if self.ahead is None else partial(self.ahead.ask_for_keys, first),
             )
             scores = self.scores.at(first * 4)
             for i, registers in enumerate(products):
@@ -228,7 +252,14 @@ class _Item:
                 for registers, keep in zip(places, keeps, strict=True)
             ]
             found = multiply(
-                f, start, self.weights, 2 * BLOCK_KEYS, self.block.values.at(4 * first), 4 * dim, num_pairs
+                f,
+                start,
+                self.weights,
+                2 * BLOCK_KEYS,
+                self.block.values.at(4 * first),
+                4 * dim,
+                num_pairs,
+                self.ahead.ask_for_values if self.ahead is not None and not first else None,
             )
             for registers, values in zip(places, found, strict=True):
                 for place, value in zip(registers, values, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kernels_pallas.cpu.bf16 import I32S, LANES, dot_pairs, pair_everywhere
 from kernels_pallas.cpu.ir import Function, Value
@@ -19,14 +19,18 @@ def multiply(
     b: Value,
     b_stride: int,
     num_pairs: Value | int,
+    each_step: Callable[[Value], None] | None = None,
 ) -> list[list[Value]]:
     """C's registers, one list of <16 x float> for each row, with the product added to `start`.
 
     a: rows of bfloat16, `a_stride` bytes apart. b: for each pair of A's columns the pairs of numbers that they meet,
-    one in each lane, `b_stride` bytes from one pair's registers to the next one's.
+    one in each lane, `b_stride` bytes from one pair's registers to the next one's. each_step: writes more into the
+    loop over pairs.
     """
     sums = [[f.variable(value) for value in row] for row in start]
     with f.loop(0, num_pairs) as k:
+        if each_step is not None:
+            each_step(k)
         a_k, b_k = a.at(k * 4), b.at(k * b_stride)
         columns = [b_k.at(REGISTER_BYTES * j).load(I32S, REGISTER_BYTES) for j in range(len(sums[0]))]
         for i, row in enumerate(sums):
