@@ -21,8 +21,13 @@ logger = logging.getLogger(__name__)
 # A backend's own pytree of int32 arrays: what a step's lengths mean for its loops. Computed once, used by every layer.
 Schedule = Any
 
-_MODULES = {"jnp": "kernels_pallas.jnp_attention", "tpu": "kernels_pallas.tpu", "gpu": "kernels_pallas.gpu"}
-BACKENDS = ("jnp", "tpu", "gpu", "tpu-interpret", "gpu-interpret")
+_MODULES = {
+    "jnp": "kernels_pallas.jnp_attention",
+    "cpu": "kernels_pallas.cpu.attention",
+    "tpu": "kernels_pallas.tpu",
+    "gpu": "kernels_pallas.gpu",
+}
+BACKENDS = ("jnp", "cpu", "tpu", "gpu", "tpu-interpret", "gpu-interpret")
 _HOPPER = "9.0"
 
 

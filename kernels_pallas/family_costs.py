@@ -56,6 +56,16 @@ COSTS = {
         step=500.0,
         of_prompts=False,
     ),
+    "cpu": FamilyCosts(
+        prompt_tile=64,
+        prompt_pass=8.0,
+        family_tile=16,
+        family_pass=4.7,
+        row=60.0,
+        family=300.0,
+        step=500.0,
+        of_prompts=True,
+    ),
     "tpu": FamilyCosts(
         prompt_tile=128, prompt_pass=2.0, family_tile=128, family_pass=2.0, row=16.0, family=64.0, step=4096.0
     ),

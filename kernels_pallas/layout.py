@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 PAGE_SIZES = (16, 32, 64, 128)  # on the accelerators; the jnp path takes any
-_PLATFORMS = ("jnp", "tpu", "gpu")
+_PLATFORMS = ("jnp", "cpu", "tpu", "gpu")
 _TPU_LANES = 128
 _KERNEL_HEAD_DIMS = (64, 128, 256)
 # XLA on the CPU upcasts a whole array of these to float32 to scatter into it, so their bits are kept instead.
@@ -38,6 +38,7 @@ class PageLayout:
     jnp  [num_pages, num_kv_heads, 2, page_size, head_dim], index 0 of axis 2 being K and 1 V. A head's page is
          contiguous: a gather moves whole rows of page_size * head_dim numbers, and its result already is
          [..., kv_head, key, head_dim], the order a matrix product wants. bfloat16 and fp8 are kept as their bits.
+    cpu  the same.
     gpu  the same shape, native dtypes.
     tpu  [num_pages, num_kv_heads, C, page_size, lanes], lanes = max(128, head_dim), C = 2 * head_dim / lanes:
          head_dim 64 packs a key and its value side by side into 128 lanes (C = 1); 128 and 256 have K, then V (C = 2).
@@ -65,7 +66,7 @@ class PageLayout:
         for name in ("num_pages", "page_size", "num_kv_heads", "head_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.platform == "jnp":
+        if self.platform in ("jnp", "cpu"):
             return
         if self.page_size not in PAGE_SIZES:
             raise ValueError(
@@ -80,7 +81,7 @@ class PageLayout:
 
     @property
     def platform(self) -> str:
-        """Whose packing it is: "jnp", "tpu" or "gpu"."""
+        """Whose packing it is: "jnp", "cpu", "tpu" or "gpu"."""
         return self.backend.removesuffix("-interpret")
 
     @property
@@ -90,7 +91,7 @@ class PageLayout:
 
     @property
     def storage_dtype(self) -> jnp.dtype:
-        return _STORED_AS_BITS.get(self.dtype, self.dtype) if self.platform == "jnp" else self.dtype
+        return _STORED_AS_BITS.get(self.dtype, self.dtype) if self.platform in ("jnp", "cpu") else self.dtype
 
     @property
     def page_bytes(self) -> int:

@@ -47,7 +47,8 @@ class Rule:
 
 
 ROOMS = {
-    "kernels_pallas": Rule(third_party=ARRAYS - {"flax"}),
+    "kernels_pallas": Rule(own=frozenset({"kernels_pallas.cpu"}), third_party=ARRAYS - {"flax"}),
+    "kernels_pallas.cpu": Rule(own=frozenset({"kernels_pallas"}), third_party=ARRAYS - {"flax"} | {"llvmlite"}),
     "preble_jax.model": Rule(
         own=COMMON | {"kernels_pallas"},
         third_party=ARRAYS | {"gguf", "jinja2", "orbax", "safetensors", "tokenizers", "ml_dtypes"},

@@ -72,5 +72,5 @@ def _registered(kernel: Kernel) -> str:
 
 @cache
 def _source() -> str:
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

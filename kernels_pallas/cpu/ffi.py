@@ -32,8 +32,8 @@ Count = Callable[[Function, Buffers], Value]
 def api_version() -> tuple[int, int]:
     """Of jaxlib's FFI."""
     header = (Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h").read_text()
-    major, minor = (int(re.search(rf"#define XLA_FFI_API_{part} (\d+)", header)[1]) for part in ("MAJOR", "MINOR"))
-    return major, minor
+    numbers = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", header))
+    return int(numbers["MAJOR"]), int(numbers["MINOR"])
 
 
 def write_handler(module: Module, name: str, num_args: int, num_results: int, body: Body, count: Count) -> None:

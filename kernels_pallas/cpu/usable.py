@@ -1,42 +1,55 @@
-"""Whether these kernels can be compiled and called here."""
+"""Whether this processor and this installation run the kernels, and run them well."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from functools import cache
+from pathlib import Path
 
+from kernels_pallas.cpu import jit
+from kernels_pallas.cpu.bf16 import DOT_FEATURE
 from kernels_pallas.cpu.ffi import api_version
-from kernels_pallas.cpu.jit import host_features
 
 logger = logging.getLogger(__name__)
 
-_API_MAJOR, _API_MINOR = 0, 1  # of the structures' layout; later minor versions only add to it
+_FFI_VERSIONS = range(1, 6)  # minor ones, of major 0, whose structures begin alike
 
 
 @cache
 def usable() -> bool:
-    """Asked of the process's own processor. Why not is said once, in the log."""
-    reason = _obstacle()
-    if reason is not None:
-        logger.warning("kernels for the CPU: %s; XLA's own operations are used, which is slower", reason)
-    return reason is None
+    """True where the kernels are the fast way. Why not is said once, in the log.
+
+    They are right on every processor, and fast where one instruction multiplies 16 pairs of bfloat16.
+    """
+    obstacle = _obstacle()
+    if obstacle is not None:
+        logger.info("kernels for the CPU: %s; XLA's own operations are used, which is slower", obstacle)
+    return obstacle is None
 
 
 @cache
 def has_wide_registers() -> bool:
     """32 registers of 16 float32 numbers, which a tile of a matrix product fills."""
-    return "avx512f" in host_features()
+    return "avx512f" in jit.host_features()
+
+
+def keep_code_in(folder: Path) -> None:
+    """Where compiled kernels are kept for the next start."""
+    if usable():
+        jit.keep_code_in(folder)
 
 
 def _obstacle() -> str | None:
     try:
-        host_features()
-    except ImportError:
-        return "llvmlite is not installed"
+        features = jit.host_features()
+    except ImportError as error:
+        return f"llvmlite cannot be imported ({error})"
     if sys.maxsize < 1 << 32:
         return "made for processors with addresses of 64 bits"
+    if DOT_FEATURE not in features:
+        return f"the processor lacks {DOT_FEATURE}"
     major, minor = api_version()
-    if major != _API_MAJOR or minor < _API_MINOR:
-        return f"made for version {_API_MAJOR}.{_API_MINOR} of XLA's FFI, found {major}.{minor}"
+    if major != 0 or minor not in _FFI_VERSIONS:
+        return f"made for versions 0.1 to 0.5 of XLA's FFI, found {major}.{minor}"
     return None

@@ -1,4 +1,4 @@
-"""Compilation: JAX's persistent cache, with which the second start finds its programs on disk, and a count.
+"""Compilation: caches with which the second start finds its programs and kernels on disk, and a count.
 
 Steps are compiled before the first request. Anything compiled later is a defect that `num_compiles` makes visible.
 """
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import jax
 
+from kernels_pallas.cpu.usable import keep_code_in
+
 
 def enable_compile_cache(cache_dir: Path) -> None:
     """Keeps compiled programs under `cache_dir`, unless the user has already chosen a place."""
@@ -17,6 +19,7 @@ def enable_compile_cache(cache_dir: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    keep_code_in(cache_dir / "cpu_kernels")
 
 
 class _Counter:

@@ -1,0 +1,287 @@
+"""Flash attention of one tile of queries and one key head: the item of work.
+
+Rows are a tile's tokens times the query heads of the key head. Block after block of keys is laid out once for all of
+them; then each few rows get their scores, weights and weighted values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from kernels_pallas.cpu.attention.ahead import Ahead
+from kernels_pallas.cpu.attention.keys import CHUNK_KEYS, GROUP_KEYS, Block, Pages, copy, fill, load_block
+from kernels_pallas.cpu.attention.softmax import NO_SCORE, everywhere, exp2_of_negative, larger, store_bfloat16
+from kernels_pallas.cpu.attention.tile import REGISTER_BYTES, TILE_VECTORS, multiply
+from kernels_pallas.cpu.bf16 import F32S, LANES, zeros
+from kernels_pallas.cpu.ir import F32, I32, I64, Function, Value
+from kernels_pallas.cpu.vmath import LOG2_E, exp2
+
+BLOCK_KEYS = int(__import__("os").environ.get("BK", "128"))
+_MOST_TILE_ROWS = 6  # 6 x 4 registers of sums, 4 of keys or values, and a few
+_COLUMN_BYTES = 24  # of a row of the table of tiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionKernel:
+    """tile_tokens: of the largest tile. sizes as in `Geometry`."""
+
+    num_kv_heads: int
+    group: int
+    head_dim: int
+    page_size: int
+    tile_tokens: int
+    causal: bool
+    sm_scale: float
+    sliding_window: int | None
+    soft_cap: float | None
+
+    name = "attention"
+    num_args = 5
+    num_results = 2
+
+    def count_items(self, f: Function, buffers: list[Value]) -> Value:
+        return buffers[4].load(I32).convert("sext", I64) * self.num_kv_heads
+
+    def write_item(self, f: Function, buffers: list[Value], item: Value) -> None:
+        """buffers: queries, pages, page table, table of tiles, sizes; out, lse."""
+        tile = buffers[3].at(item // self.num_kv_heads * _COLUMN_BYTES)
+        single = tile.at(8).load(I32).is_("==", 1)
+        with f.when(single):
+            _Item(self, f, buffers, item, 1).write()
+        if self.tile_tokens > 1:
+            with f.when(single.is_("==", 0)):
+                _Item(self, f, buffers, item, self.tile_tokens).write()
+
+
+class _Item:
+    """Writes one item's code, for tiles of at most so many tokens."""
+
+    def __init__(self, kernel: AttentionKernel, f: Function, buffers: list[Value], item: Value, tokens: int) -> None:
+        self.kernel, self.f = kernel, f
+        queries, pages, page_table, tiles, sizes, self.out, self.lse = buffers
+        tile = tiles.at(item // kernel.num_kv_heads * _COLUMN_BYTES)
+        seq, self.token, self.num_tokens, self.position, self.begin, self.end = (
+            tile.at(4 * i).load(I32).convert("sext", I64) for i in range(6)
+        )
+        self.head = item % kernel.num_kv_heads
+        columns = sizes.at(4).load(I32).convert("sext", I64)
+        self.pages = Pages(
+            pages, page_table.at(seq * columns * 4), self.head, kernel.num_kv_heads, kernel.page_size, kernel.head_dim
+        )
+        self.next_pages, self.next_begin, self.next_end = self._next_item(page_table, tiles, sizes, item)
+        self.ahead = Ahead.on_stack(f, BLOCK_KEYS, self.pages) if tokens == 1 else None
+        self.queries = queries
+        most = tokens * kernel.group
+        self.tile_rows = -(-most // -(-most // _MOST_TILE_ROWS)) if tokens == 1 else min(most, _MOST_TILE_ROWS)
+        padded = -(-most // self.tile_rows) * self.tile_rows
+        self.num_rows = self.num_tokens * kernel.group
+        self.padded_rows = (self.num_rows + (self.tile_rows - 1)) // self.tile_rows * self.tile_rows
+        dim = kernel.head_dim
+        self.block = Block.on_stack(f, BLOCK_KEYS, dim)
+        self.rows = f.stack(f"[{padded * dim} x i16]", 64)
+        self.sums = f.stack(f"[{padded * dim} x float]", 64)  # weighted values
+        self.totals = f.stack(f"[{padded * LANES} x float]", 64)  # weights, lane by lane
+        self.maxima = f.stack(f"[{padded} x float]", 64)
+        self.scores = f.stack(f"[{self.tile_rows * BLOCK_KEYS} x float]", 64)
+        self.weights = f.stack(f"[{self.tile_rows * BLOCK_KEYS} x i16]", 64)
+        self.keeps = f.stack(f"[{self.tile_rows} x float]", 64)
+
+    def write(self) -> None:
+        f, kernel = self.f, self.kernel
+        first = self.begin
+        if kernel.sliding_window is not None:
+            seen = (self.position - (kernel.sliding_window - 1)).max(0) // kernel.page_size * kernel.page_size
+            first = first.max(seen)
+        self._start()
+        with f.loop(first, self.end, BLOCK_KEYS) as key:
+            num_keys = (self.end - key).min(BLOCK_KEYS)
+            load_block(f, self.pages, self.block, key, num_keys)
+            self._look_ahead(key)
+            masked = self._masked(key, num_keys)
+            with f.loop(0, self.padded_rows, self.tile_rows) as row:
+                self._score(row, num_keys)
+                if kernel.soft_cap is not None:
+                    self._cap(num_keys)
+                with f.when(masked):
+                    self._mask(row, key, num_keys)
+                self._weigh(row, num_keys)
+                self._sum_values(row, num_keys)
+        self._finish()
+
+    def _next_item(self, page_table: Value, tiles: Value, sizes: Value, item: Value) -> tuple[Pages, Value, Value]:
+        """What this thread, of two, will probably do after this item: its pages, first key and key after the last."""
+        f, heads = self.f, self.kernel.num_kv_heads
+        other = (item + 2).min(sizes.load(I32).convert("sext", I64) * heads - 1)
+        tile = tiles.at(other // heads * _COLUMN_BYTES)
+        seq, begin, end = (tile.at(4 * i).load(I32).convert("sext", I64) for i in (0, 4, 5))
+        row = page_table.at(seq * sizes.at(4).load(I32).convert("sext", I64) * 4)
+        return replace(self.pages, row=row, head=other % heads), begin, end
+
+    def _look_ahead(self, key: Value) -> None:
+        if self.ahead is None:
+            return
+        f, following = self.f, key + BLOCK_KEYS
+        with f.when(following.is_("<", self.end)):
+            self.ahead.aim(self.pages, following, self.end, BLOCK_KEYS)
+        with f.when(following.is_(">=", self.end)):
+            self.ahead.aim(self.next_pages, self.next_begin, self.next_end, BLOCK_KEYS)
+
+    def _start(self) -> None:
+        f, kernel = self.f, self.kernel
+        token_bytes = kernel.group * kernel.head_dim * 2
+        source = self.queries.at((self.token * kernel.num_kv_heads + self.head) * token_bytes)
+        with f.loop(0, self.num_tokens) as i:
+            copy(f, self.rows.at(i * token_bytes), source.at(i * (token_bytes * kernel.num_kv_heads)), token_bytes)
+        row_bytes = kernel.head_dim * 2
+        fill(f, self.rows.at(self.num_rows * row_bytes), (self.padded_rows - self.num_rows) * row_bytes)
+        fill(f, self.sums, self.padded_rows * (kernel.head_dim * 4))
+        fill(f, self.totals, self.padded_rows * REGISTER_BYTES)
+        with f.loop(0, self.padded_rows) as row:
+            self.maxima.at(row * 4).store(f.constant(NO_SCORE, F32))
+
+    def _masked(self, key: Value, num_keys: Value) -> Value:
+        """Whether some row does not see some key of whole chunks of the block."""
+        masked = (num_keys % CHUNK_KEYS).is_("!=", 0)
+        if self.kernel.causal:
+            masked = masked | (key + num_keys - 1).is_(">", self.position)
+        if self.kernel.sliding_window is not None:
+            last = self.position + self.num_tokens - 1
+            masked = masked | key.is_("<=", last - self.kernel.sliding_window)
+        return masked
+
+    def _score(self, row: Value, num_keys: Value) -> None:
+        """Products of the rows and the block's keys, to whole chunks."""
+        f, dim = self.f, self.kernel.head_dim
+        start = [[zeros(f)] * TILE_VECTORS for _ in range(self.tile_rows)]
+        with f.loop(0, num_keys, CHUNK_KEYS) as first:
+            products = multiply(
+                f,
+                start,
+                self.rows.at(row * (2 * dim)),
+                2 * dim,
+                self.block.keys.at(first * (2 * dim)),
+                4 * CHUNK_KEYS,
+                dim // 2,
+                None if self.ahead is None else partial(self.ahead.ask_for_keys, first),
+            )
+            scores = self.scores.at(first * 4)
+            for i, registers in enumerate(products):
+                for j, register in enumerate(registers):
+                    scores.at(i * BLOCK_KEYS * 4 + j * REGISTER_BYTES).store(register, REGISTER_BYTES)
+
+    def _each_register(self, num_keys: Value) -> Iterator[tuple[Value, Value, Value]]:
+        """Loops over the tile's scores: row of the tile, key of the block, pointer."""
+        f = self.f
+        whole = (num_keys + (CHUNK_KEYS - 1)) // CHUNK_KEYS * CHUNK_KEYS
+        with f.loop(0, self.tile_rows) as i, f.loop(0, whole, LANES) as first:
+            yield i, first, self.scores.at((i * BLOCK_KEYS + first) * 4)
+
+    def _cap(self, num_keys: Value) -> None:
+        """Scores become soft_cap * tanh(scaled / soft_cap), with 1 - 2 / (e**(2 x) + 1) for tanh."""
+        f, cap = self.f, self.kernel.soft_cap
+        assert cap is not None
+        for _, _, pointer in self._each_register(num_keys):
+            power = exp2(f, pointer.load(F32S, REGISTER_BYTES) * (2 * LOG2_E * self.kernel.sm_scale / cap))
+            one = f.constant(1.0, F32S)
+            pointer.store((one - (one + one) / (power + one)) * cap, REGISTER_BYTES)
+
+    def _mask(self, row: Value, key: Value, num_keys: Value) -> None:
+        f, kernel = self.f, self.kernel
+        lanes = f.constants(range(LANES), I32)
+        for i, first, pointer in self._each_register(num_keys):
+            position = self.position + (row + i) // kernel.group
+            end = self.end
+            if kernel.causal:
+                end = end.min(position + 1)
+            here = (key + first).convert("trunc", I32).splat(LANES) + lanes
+            seen = here.is_("<", end.convert("trunc", I32).splat(LANES))
+            if kernel.sliding_window is not None:
+                lowest = position - (kernel.sliding_window - 1)
+                seen = seen & here.is_(">=", lowest.convert("trunc", I32).splat(LANES))
+            score = pointer.load(F32S, REGISTER_BYTES)
+            pointer.store(seen.then(score, f.constant(float("-inf"), F32S)), REGISTER_BYTES)
+
+    def _weigh(self, row: Value, num_keys: Value) -> None:
+        """Scores to weights; the rows' maxima and totals follow."""
+        f = self.f
+        with f.loop(0, self.tile_rows) as i:
+            scores, weights = self.scores.at(i * (BLOCK_KEYS * 4)), self.weights.at(i * (BLOCK_KEYS * 2))
+            before = self.maxima.at((row + i) * 4).load(F32)
+            peaks = [f.variable(before.splat(LANES)) for _ in range(TILE_VECTORS)]
+            with f.loop(0, num_keys, CHUNK_KEYS) as first:
+                for j, peak in enumerate(peaks):
+                    score = scores.at(first * 4).at(j * REGISTER_BYTES).load(F32S, REGISTER_BYTES)
+                    peak.set(larger(score, peak.get()))
+            a, b, c, d = (peak.get() for peak in peaks)
+            peak = everywhere(larger(larger(a, b), larger(c, d)), "max")
+            self.maxima.at((row + i) * 4).store(peak.lane(0))
+            scale = f.constant(self._log2_scale, F32S)
+            offset = peak * -self._log2_scale
+            keep = exp2_of_negative(f, f.fma(before.splat(LANES), scale, offset))
+            self.keeps.at(i * 4).store(keep.lane(0))
+            total = self.totals.at((row + i) * REGISTER_BYTES)
+            totals = [f.variable(total.load(F32S, REGISTER_BYTES) * keep)]
+            totals += [f.variable(zeros(f)) for _ in range(TILE_VECTORS - 1)]
+            with f.loop(0, num_keys, CHUNK_KEYS) as first:
+                found = []
+                for j, part in enumerate(totals):
+                    score = scores.at(first * 4).at(j * REGISTER_BYTES).load(F32S, REGISTER_BYTES)
+                    weight = exp2_of_negative(f, f.fma(score, scale, offset))
+                    part.set(part.get() + weight)
+                    found.append(weight)
+                for j in range(0, TILE_VECTORS, 2):
+                    store_bfloat16(f, weights.at(first * 2).at(j * REGISTER_BYTES // 2), *found[j : j + 2])
+            a, b, c, d = (part.get() for part in totals)
+            total.store((a + b) + (c + d), REGISTER_BYTES)
+
+    def _sum_values(self, row: Value, num_keys: Value) -> None:
+        """What was summed is kept in part, and the block's weighted values are added."""
+        f, dim = self.f, self.kernel.head_dim
+        num_pairs = (num_keys + (GROUP_KEYS - 1)) // GROUP_KEYS * (GROUP_KEYS // 2)
+        keeps = [self.keeps.at(i * 4).load(F32).splat(LANES) for i in range(self.tile_rows)]
+        for first in range(0, dim, TILE_VECTORS * LANES):
+            sums = self.sums.at(row * (4 * dim)).at(4 * first)
+            width = min(TILE_VECTORS, (dim - first) // LANES)
+            places = [
+                [sums.at(i * 4 * dim + j * REGISTER_BYTES) for j in range(width)] for i in range(self.tile_rows)
+            ]
+            start = [
+                [place.load(F32S, REGISTER_BYTES) * keep for place in registers]
+                for registers, keep in zip(places, keeps, strict=True)
+            ]
+            found = multiply(
+                f,
+                start,
+                self.weights,
+                2 * BLOCK_KEYS,
+                self.block.values.at(4 * first),
+                4 * dim,
+                num_pairs,
+                self.ahead.ask_for_values if self.ahead is not None and not first else None,
+            )
+            for registers, values in zip(places, found, strict=True):
+                for place, value in zip(registers, values, strict=True):
+                    place.store(value, REGISTER_BYTES)
+
+    @property
+    def _log2_scale(self) -> float:
+        """From what maxima are of to binary logarithms of weights."""
+        return LOG2_E * (1.0 if self.kernel.soft_cap is not None else self.kernel.sm_scale)
+
+    def _finish(self) -> None:
+        f, kernel = self.f, self.kernel
+        dim = kernel.head_dim
+        with f.loop(0, self.num_rows) as row:
+            total = everywhere(self.totals.at(row * REGISTER_BYTES).load(F32S, REGISTER_BYTES), "sum")
+            seen = total.is_(">", 0.0)
+            inverse = seen.then(f.constant(1.0, F32S) / total, 0.0)
+            target = (self.token + row // kernel.group) * kernel.num_kv_heads + self.head
+            target = target * kernel.group + row % kernel.group
+            for j in range(0, dim, LANES):
+                value = self.sums.at(row * (4 * dim)).at(4 * j).load(F32S, REGISTER_BYTES)
+                self.out.at(target * (4 * dim)).at(4 * j).store(value * inverse)
+            peak = self.maxima.at(row * 4).load(F32) * (self._log2_scale / LOG2_E)
+            lse = peak + f.intrinsic("llvm.log.f32", F32, total.lane(0))
+            self.lse.at(target * 4).store(total.lane(0).is_(">", 0.0).then(lse, float("-inf")))
