@@ -35,7 +35,7 @@ _BLOCK_BYTES = 1 << 19  # of rows that an item makes for itself: half of a secon
 _PAIR_BYTES = 4
 _K_BYTES = PANEL * _PAIR_BYTES  # of a panel, for each pair of rows
 _LINE = 64
-_AHEAD = 32 * _LINE  # how far in front of the dots weights are asked for
+_AHEAD = 128 * _LINE  # how far in front of the dots weights are asked for
 _PANELS_AT_ONCE = 64
 
 Array = np.ndarray[Any, Any]
@@ -263,9 +263,13 @@ def _wide(x: jax.Array, num_columns: int) -> jax.Array:
 
 
 def _panels_per_item(num_rows: int, num_panels: int, *, normed: bool) -> int:
-    """Making a block's rows costs a third of a panel's product; items must be many enough for all threads."""
-    most = (8 if num_rows <= _MAX_BLOCK_ROWS else 24) if normed else 2
-    return max(1, min(most, num_panels // (2 * (os.cpu_count() or 1))))
+    """Neighbouring panels are read in one go, and rows that are made cost a third of a panel's product: so an item is
+    several panels. But the last items should end together, and a thread that starts late should find some."""
+    most = 24 if normed and num_rows > _MAX_BLOCK_ROWS else 6
+    threads = os.cpu_count() or 1
+    fewest = max(2, -(-num_panels // (most * threads)))
+    sizes = {rounds: -(-num_panels // (rounds * threads)) for rounds in range(fewest, fewest + 4)}
+    return sizes[min(sizes, key=lambda rounds: (rounds * sizes[rounds], rounds))]
 
 
 def _edge(live: Value, index: Value | int) -> Value:
