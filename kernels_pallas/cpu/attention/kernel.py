@@ -72,7 +72,8 @@ class _Item:
             pages, page_table.at(seq * columns * 4), self.head, kernel.num_kv_heads, kernel.page_size, kernel.head_dim
         )
         self.next_pages, self.next_begin, self.next_end = self._next_item(page_table, tiles, sizes, item)
-        self.ahead = Ahead.on_stack(f, self.block_keys, self.pages) if tokens == 1 else None
+        self.ahead = Ahead.on_stack(f, self.block_keys, self.pages)
+        self.single = tokens == 1
         self.queries = queries
         most = tokens * kernel.group
         self.tile_rows = -(-most // -(-most // _MOST_TILE_ROWS)) if tokens == 1 else min(most, _MOST_TILE_ROWS)
@@ -121,8 +122,6 @@ class _Item:
         return replace(self.pages, row=row, head=other % heads), begin, end
 
     def _look_ahead(self, key: Value) -> None:
-        if self.ahead is None:
-            return
         f, following = self.f, key + self.block_keys
         with f.when(following.is_("<", self.end)):
             self.ahead.aim(self.pages, following, self.end, self.block_keys)
@@ -157,6 +156,10 @@ class _Item:
         f, dim = self.f, self.kernel.head_dim
         start = [[zeros(f)] * TILE_VECTORS for _ in range(self.tile_rows)]
         with f.loop(0, num_keys, CHUNK_KEYS) as first:
+            if not self.single:
+                chunks = self.block_keys // CHUNK_KEYS
+                asked = row // self.tile_rows * chunks + first // CHUNK_KEYS
+                self.ahead.ask_for_group(asked, self.block_keys // GROUP_KEYS)
             products = multiply(
                 f,
                 start,
@@ -165,7 +168,7 @@ class _Item:
                 self.block.keys.at(first * (2 * dim)),
                 4 * CHUNK_KEYS,
                 dim // 2,
-                None if self.ahead is None else partial(self.ahead.ask_for_keys, first),
+                partial(self.ahead.ask_for_keys, first) if self.single else None,
             )
             scores = self.scores.at(first * 4)
             for i, registers in enumerate(products):
@@ -260,7 +263,7 @@ class _Item:
                 self.block.values.at(4 * first),
                 4 * dim,
                 num_pairs,
-                self.ahead.ask_for_values if self.ahead is not None and not first else None,
+                self.ahead.ask_for_values if self.single and not first else None,
             )
             for registers, values in zip(places, found, strict=True):
                 for place, value in zip(registers, values, strict=True):
