@@ -114,7 +114,7 @@ class _Item:
 
     def _next_item(self, page_table: Value, tiles: Value, sizes: Value, item: Value) -> tuple[Pages, Value, Value]:
         """What this thread, of two, will probably do after this item: its pages, first key and key after the last."""
-        f, heads = self.f, self.kernel.num_kv_heads
+        heads = self.kernel.num_kv_heads
         other = (item + 2).min(sizes.load(I32).convert("sext", I64) * heads - 1)
         tile = tiles.at(other // heads * _COLUMN_BYTES)
         seq, begin, end = (tile.at(4 * i).load(I32).convert("sext", I64) for i in (0, 4, 5))
@@ -248,9 +248,7 @@ class _Item:
         for first in range(0, dim, TILE_VECTORS * LANES):
             sums = self.sums.at(row * (4 * dim)).at(4 * first)
             width = min(TILE_VECTORS, (dim - first) // LANES)
-            places = [
-                [sums.at(i * 4 * dim + j * REGISTER_BYTES) for j in range(width)] for i in range(self.tile_rows)
-            ]
+            places = [[sums.at(i * 4 * dim + j * REGISTER_BYTES) for j in range(width)] for i in range(self.tile_rows)]
             start = [
                 [place.load(F32S, REGISTER_BYTES) * keep for place in registers]
                 for registers, keep in zip(places, keeps, strict=True)

@@ -25,7 +25,7 @@ class Tiles(NamedTuple):
 
 
 def tile_tokens(geometry: Geometry) -> int:
-    return max(1, TILE_ROWS // geometry.group)
+    return TILE_ROWS // geometry.group
 
 
 def make_schedule(
