@@ -124,8 +124,8 @@ def load(name: str) -> Backend:
 
 
 def for_pages(name: str, page_dtype: jnp.dtype) -> Backend:
-    """The backend called `name`, or jnp where its kernel cannot read such pages and they lie as jnp's do: pages of "cpu"
-    that are not bfloat16, those of "gpu" that are int8 or fp8.
+    """The backend called `name`, or jnp where its kernel cannot read such pages and they lie as jnp's do: "cpu"
+    pages that are not bfloat16, "gpu" pages that are int8 or fp8.
 
     Said once in the log. Raises ValueError for an unknown name.
     """

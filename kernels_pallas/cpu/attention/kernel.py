@@ -219,10 +219,10 @@ class _Item:
                     score = scores.at(first * 4).at(j * REGISTER_BYTES).load(F32S, REGISTER_BYTES)
                     peak.set(larger(score, peak.get()))
             a, b, c, d = (peak.get() for peak in peaks)
-            peak = everywhere(larger(larger(a, b), larger(c, d)), "max")
-            self.maxima.at((row + i) * 4).store(peak.lane(0))
+            top = everywhere(larger(larger(a, b), larger(c, d)), "max")
+            self.maxima.at((row + i) * 4).store(top.lane(0))
             scale = f.constant(self._log2_scale, F32S)
-            offset = peak * -self._log2_scale
+            offset = top * -self._log2_scale
             keep = exp2_of_negative(f, f.fma(before.splat(LANES), scale, offset))
             self.keeps.at(i * 4).store(keep.lane(0))
             total = self.totals.at((row + i) * REGISTER_BYTES)

@@ -32,10 +32,8 @@ def exp2_of_negative(f: Function, x: Value) -> Value:
 
 def _masked(f: Function, name: str, x: Value, y: Value) -> Value:
     """An instruction of AVX-512, on all lanes."""
-    everything = f.constant(-1, "i16")
-    return f.intrinsic(
-        f"llvm.x86.avx512.mask.{name}.ps.512", F32S, x, y, zeros(f), everything, f.constant(_CURRENT, I32)
-    )
+    rest = zeros(f), f.constant(-1, "i16"), f.constant(_CURRENT, I32)
+    return f.intrinsic(f"llvm.x86.avx512.mask.{name}.ps.512", F32S, x, y, *rest)
 
 
 def larger(a: Value, b: Value) -> Value:

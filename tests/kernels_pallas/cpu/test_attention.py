@@ -40,10 +40,8 @@ def test_without_the_processors_instructions(monkeypatch):
 
 def test_more_queries_than_keys():
     """The first of them stand before the sequence's first key."""
-    case = make_case(
-        3, q_lens=[17], kv_lens=[9], num_decode=0, page_size=16, kv_heads=1, group=2, head_dim=32, **ON_CPU
-    )
-    check_attend(case)
+    sizes = {"num_decode": 0, "page_size": 16, "kv_heads": 1, "group": 2, "head_dim": 32}
+    check_attend(make_case(3, q_lens=[17], kv_lens=[9], **sizes, **ON_CPU))
 
 
 def geometry(**change) -> Geometry:
@@ -80,7 +78,7 @@ def test_every_token_is_in_one_tile_and_the_most_work_comes_first(chunks, empty_
     for seq, token, size, position, begin, end in table.tolist():
         assert size >= 1 and (owners[token : token + size] == -1).all()
         owners[token : token + size] = seq if end > begin else 100
-        if end:
+        if end > begin:
             assert begin == 0 and end == position + size
             assert position == kv_lens[seq] - q_lens[seq] + token - cu_q_lens[seq]
     want = np.full(300, 100)
