@@ -1,4 +1,4 @@
-"""Attention on the CPU: milliseconds a layer of the "cpu" backend and of jnp, with what that is in arithmetic and bytes.
+"""Attention on the CPU: milliseconds a layer of the backends "cpu" and "jnp", and what that is in arithmetic and bytes.
 
 SmolLM2's heads (9 query and 3 key heads of 64, bfloat16 pages of 16). A stack of layers, each with pages of its own, is
 one compiled program; the backends run in alternation; medians. GFLOP/s counts the products of what is visible, with

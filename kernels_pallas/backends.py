@@ -1,7 +1,8 @@
 """The backends by name, and which one serves a device.
 
-A backend is a module (`kernels_pallas.jnp_attention`) or a package (`kernels_pallas.tpu`, `kernels_pallas.gpu`) with
-the four functions of `Backend`. The Pallas ones are imported when they are first asked for.
+A backend is a module (`kernels_pallas.jnp_attention`) or a package (`kernels_pallas.cpu.attention`,
+`kernels_pallas.tpu`, `kernels_pallas.gpu`) with the four functions of `Backend`. All but jnp are imported when they are
+first asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas.cpu import usable
 from kernels_pallas.geometry import Geometry
 
 logger = logging.getLogger(__name__)
@@ -90,7 +92,10 @@ class Check(Protocol):
 
 
 class Backend(Protocol):
-    """What the common code needs of a backend. `interpret` is bound by `load`."""
+    """What the common code needs of a backend. `interpret` is bound by `load`.
+
+    It may have a fifth, `merge_rows`, in place of `kernels_pallas.merge.merge_rows`.
+    """
 
     make_schedule: MakeSchedule
     attend: Attend
@@ -119,14 +124,16 @@ def load(name: str) -> Backend:
 
 
 def for_pages(name: str, page_dtype: jnp.dtype) -> Backend:
-    """The backend called `name`, or jnp where its kernel cannot read int8 or fp8 pages: those of "gpu" lie as jnp's do.
+    """The backend called `name`, or jnp where its kernel cannot read such pages and they lie as jnp's do: "cpu"
+    pages that are not bfloat16, "gpu" pages that are int8 or fp8.
 
     Said once in the log. Raises ValueError for an unknown name.
     """
-    if name.startswith("gpu") and jnp.dtype(page_dtype).itemsize == 1:
+    dtype = jnp.dtype(page_dtype)
+    if (name == "cpu" and dtype != jnp.bfloat16) or (name.startswith("gpu") and dtype.itemsize == 1):
         _log_once(
             logging.WARNING,
-            f"attention backend: the GPU kernel reads bfloat16 pages; {jnp.dtype(page_dtype)} ones are read by plain "
+            f"attention backend: the {name[:3].upper()} kernel reads bfloat16 pages; {dtype} ones are read by plain "
             "XLA, which is slower",
         )
         return load("jnp")
@@ -136,7 +143,8 @@ def for_pages(name: str, page_dtype: jnp.dtype) -> Backend:
 def resolve_backend(name: str, device: jax.Device | str) -> str:
     """The backend that serves `device` (or a platform: "cpu", "tpu", "gpu") when the setting is `name`.
 
-    "auto": tpu on TPUs, gpu on Hopper (compute capability 9.0), jnp on everything else. The choice is logged once.
+    "auto": tpu on TPUs, gpu on Hopper (compute capability 9.0), cpu on CPUs where its kernels can be compiled, jnp on
+    everything else. The choice is logged once.
     Raises ValueError for a name that is neither "auto" nor a backend's, or a compiled kernel's on another platform.
     """
     platform = device if isinstance(device, str) else device.platform
@@ -144,10 +152,11 @@ def resolve_backend(name: str, device: jax.Device | str) -> str:
     capability = "" if isinstance(device, str) else str(getattr(device, "compute_capability", ""))
     if name not in ("auto", *BACKENDS):
         raise ValueError(f"attention backend: expected auto or one of {', '.join(BACKENDS)}, got {name!r} on {kind}")
-    if name in ("tpu", "gpu") and platform not in (name, *(("cuda",) if name == "gpu" else ())):
-        raise ValueError(
-            f"attention backend: {name!r} cannot run on {kind}; expected auto, jnp, or {name}-interpret for a test"
-        )
+    if name in ("cpu", "tpu", "gpu") and platform not in (name, *(("cuda",) if name == "gpu" else ())):
+        instead = "auto or jnp" if name == "cpu" else f"auto, jnp, or {name}-interpret for a test"
+        raise ValueError(f"attention backend: {name!r} cannot run on {kind}; expected {instead}")
+    if name == "cpu" and not usable():
+        raise ValueError("attention backend: 'cpu' needs llvmlite, which is not installed; expected auto or jnp")
     if name == "gpu" and capability not in ("", _HOPPER):
         raise ValueError(
             f"attention backend: 'gpu' is for Hopper (compute capability {_HOPPER}), and {kind} has {capability}; "
@@ -161,6 +170,8 @@ def resolve_backend(name: str, device: jax.Device | str) -> str:
 def _automatic(platform: str, kind: str, capability: str) -> str:
     if platform == "tpu":
         return "tpu"
+    if platform == "cpu" and usable():
+        return "cpu"
     if platform in ("gpu", "cuda", "rocm"):
         if capability == _HOPPER:
             return "gpu"

@@ -18,3 +18,18 @@ def merge(outs: jax.Array, lses: jax.Array) -> tuple[jax.Array, jax.Array]:
     total = jnp.where(seen, weights.sum(axis=0), 1.0)
     out = (weights[..., None] * outs).sum(axis=0) / total[..., None]
     return out, jnp.where(seen, peak + jnp.log(total), -jnp.inf)
+
+
+def merge_rows(
+    own_out: jax.Array, own_lse: jax.Array, out: jax.Array, lse: jax.Array, rows: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """own_out [T, H, D] and own_lse [T, H] with parts merged in that are among out [N, H, D] and lse [N, H].
+
+    rows [t, L] int32: where the parts of each of the first t tokens are; N where it has none.
+    """
+    by_level = rows.T
+    num_tokens = by_level.shape[1]
+    outs = jnp.concatenate([own_out[None, :num_tokens], out.at[by_level].get(mode="fill", fill_value=0.0)])
+    lses = jnp.concatenate([own_lse[None, :num_tokens], lse.at[by_level].get(mode="fill", fill_value=-jnp.inf)])
+    merged_out, merged_lse = merge(outs, lses)
+    return own_out.at[:num_tokens].set(merged_out), own_lse.at[:num_tokens].set(merged_lse)

@@ -13,7 +13,7 @@ from jax import lax
 from kernels_pallas.backends import Backend, Schedule
 from kernels_pallas.families import SharedPrefixes
 from kernels_pallas.geometry import Geometry
-from kernels_pallas.merge import merge
+from kernels_pallas.merge import merge_rows
 
 
 def attend_with_families(
@@ -52,6 +52,8 @@ def attend_with_families(
     if shared is None:
         return own
 
+    put_together = getattr(backend, "merge_rows", merge_rows)  # a backend may have one of its own
+
     def add_families(own_out: jax.Array, own_lse: jax.Array) -> tuple[jax.Array, jax.Array]:
         out, lse = backend.attend(
             q[shared.tokens],
@@ -68,12 +70,8 @@ def attend_with_families(
             sliding_window=None,
             soft_cap=soft_cap,
         )
-        rows = shared.rows.T  # [L, T]; T: the first of the step's tokens, or all
-        num_tokens = rows.shape[1]
-        outs = jnp.concatenate([own_out[None, :num_tokens], out.at[rows].get(mode="fill", fill_value=0.0)])
-        lses = jnp.concatenate([own_lse[None, :num_tokens], lse.at[rows].get(mode="fill", fill_value=-jnp.inf)])
-        merged_out, merged_lse = merge(outs, lses)
-        return own_out.at[:num_tokens].set(merged_out), own_lse.at[:num_tokens].set(merged_lse)
+        merged: tuple[jax.Array, jax.Array] = put_together(own_out, own_lse, out, lse, shared.rows)
+        return merged
 
     # A step without families pays for a branch, not for gathering and merging its queries.
     result: tuple[jax.Array, jax.Array] = lax.cond(

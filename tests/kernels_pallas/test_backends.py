@@ -31,8 +31,8 @@ def nothing_logged_yet():
 @pytest.mark.parametrize(
     ("device", "chosen"),
     [
-        ("cpu", "jnp"),
-        (Device("cpu", "cpu"), "jnp"),
+        ("cpu", "cpu"),
+        (Device("cpu", "cpu"), "cpu"),
         (Device("tpu", "TPU v6 lite"), "tpu"),
         (HOPPER, "gpu"),
         (BLACKWELL, "jnp"),
@@ -55,9 +55,16 @@ def test_the_choice_is_logged_once(caplog):
     assert info.message == "attention backend: jnp on gpu (NVIDIA B200)"
 
 
+def test_a_cpu_without_a_compiler_has_jnp(monkeypatch):
+    monkeypatch.setattr(backends, "usable", lambda: False)
+    assert resolve_backend("auto", "cpu") == "jnp"
+    with pytest.raises(ValueError, match="needs llvmlite, which is not installed"):
+        resolve_backend("cpu", "cpu")
+
+
 def test_names_that_cannot_be_served():
     with pytest.raises(
-        ValueError, match="expected auto or one of jnp, tpu, gpu, tpu-interpret, gpu-interpret, got 'cuda'"
+        ValueError, match="expected auto or one of jnp, cpu, tpu, gpu, tpu-interpret, gpu-interpret, got 'cuda'"
     ):
         resolve_backend("cuda", "cpu")
     with pytest.raises(
@@ -68,6 +75,8 @@ def test_names_that_cannot_be_served():
         resolve_backend("gpu", BLACKWELL)
     with pytest.raises(ValueError, match="'gpu' cannot run on cpu"):
         resolve_backend("gpu", "cpu")
+    with pytest.raises(ValueError, match=r"'cpu' cannot run on gpu \(NVIDIA H200\); expected auto or jnp"):
+        resolve_backend("cpu", HOPPER)
     assert resolve_backend("tpu-interpret", "cpu") == "tpu-interpret"
     with pytest.raises(ValueError, match="expected one of jnp"):
         backends.load("auto")

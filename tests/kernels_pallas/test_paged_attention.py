@@ -14,6 +14,7 @@ from oracles.paged_cases import check_attend, check_paged_attention, make_case, 
 
 HEADS = {"kv_heads": 2, "group": 3, "head_dim": 64}
 QUANTISED = (jnp.int8, jnp.float8_e4m3fn)
+SERVED = [("jnp", jnp.float32), ("jnp", jnp.bfloat16), ("cpu", jnp.bfloat16)]
 
 
 def edges(page_size: int) -> tuple[list[int], list[int]]:
@@ -22,36 +23,34 @@ def edges(page_size: int) -> tuple[list[int], list[int]]:
     return q_lens, [1, page_size - 1, 2 * page_size, page_size + 1, 331]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("backend", "dtype"), SERVED)
 @pytest.mark.parametrize("page_size", [16, 128])
-def test_prompt_chunks(dtype, page_size):
+def test_prompt_chunks(backend, dtype, page_size):
     q_lens, kv_lens = edges(page_size)
-    case = make_case(
-        0, q_dtype=dtype, q_lens=q_lens, kv_lens=kv_lens, num_decode=0, page_size=page_size, seq_padding=2, **HEADS
-    )
-    check_paged_attention(case)
+    sizes = {"num_decode": 0, "page_size": page_size, "seq_padding": 2, **HEADS}
+    check_paged_attention(make_case(0, backend=backend, q_dtype=dtype, q_lens=q_lens, kv_lens=kv_lens, **sizes))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_decode_slots_with_empty_ones(dtype):
+@pytest.mark.parametrize(("backend", "dtype"), SERVED)
+def test_decode_slots_with_empty_ones(backend, dtype):
     kv_lens = [1, 15, 0, 16, 17, 300, 0]
-    check_paged_attention(
-        make_case(1, q_dtype=dtype, q_lens=[1] * 7, kv_lens=kv_lens, num_decode=7, page_size=16, **HEADS)
-    )
+    sizes = {"num_decode": 7, "page_size": 16, **HEADS}
+    check_paged_attention(make_case(1, backend=backend, q_dtype=dtype, q_lens=[1] * 7, kv_lens=kv_lens, **sizes))
 
 
 @pytest.mark.parametrize(
-    ("q_dtype", "page_dtype"),
+    ("backend", "q_dtype", "page_dtype"),
     [
-        (jnp.float32, jnp.float32),
-        (jnp.float32, jnp.bfloat16),
-        (jnp.bfloat16, jnp.bfloat16),
-        (jnp.float32, jnp.int8),
-        (jnp.bfloat16, jnp.float8_e4m3fn),
+        ("jnp", jnp.float32, jnp.float32),
+        ("jnp", jnp.float32, jnp.bfloat16),
+        ("jnp", jnp.bfloat16, jnp.bfloat16),
+        ("jnp", jnp.float32, jnp.int8),
+        ("jnp", jnp.bfloat16, jnp.float8_e4m3fn),
+        ("cpu", jnp.bfloat16, jnp.bfloat16),
     ],
 )
 @pytest.mark.parametrize("how", [{}, {"sliding_window": 21, "soft_cap": 1.5}], ids=["plain", "window-cap"])
-def test_decode_and_prompt_chunks_in_one_step(q_dtype, page_dtype, how):
+def test_decode_and_prompt_chunks_in_one_step(backend, q_dtype, page_dtype, how):
     """Pages wholly before a sequence's lowest window are poisoned too, as if they had been given away."""
     q_lens, kv_lens = [1, 1, 1, 40, 70], [33, 0, 90, 40, 200]
     readable = None
@@ -60,6 +59,7 @@ def test_decode_and_prompt_chunks_in_one_step(q_dtype, page_dtype, how):
         readable = [max(0, n - q - window + 1) // 16 * 16 for q, n in zip(q_lens, kv_lens, strict=True)]
     case = make_case(
         2,
+        backend=backend,
         q_dtype=q_dtype,
         page_dtype=page_dtype,
         q_lens=q_lens,
@@ -74,10 +74,10 @@ def test_decode_and_prompt_chunks_in_one_step(q_dtype, page_dtype, how):
     check_paged_attention(case, **how)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_keys_from_a_start_and_without_causality(dtype):
+@pytest.mark.parametrize(("backend", "dtype"), SERVED)
+def test_keys_from_a_start_and_without_causality(backend, dtype):
     """A backend's own `attend`: what the suffix pass and the family pass ask of it."""
-    common = {"q_dtype": dtype, "page_size": 16, "seq_padding": 2, "token_padding": 3, **HEADS}
+    common = {"backend": backend, "q_dtype": dtype, "page_size": 16, "seq_padding": 2, "token_padding": 3, **HEADS}
     starts, kv_lens = [16, 0, 64, 32, 16], [33, 0, 90, 90, 16]
     check_attend(make_case(3, q_lens=[1, 1, 1, 40, 17], kv_lens=kv_lens, kv_starts=starts, num_decode=3, **common))
     family = make_case(
@@ -175,7 +175,7 @@ def arguments(dtype=jnp.bfloat16):
         ({"soft_cap": 0.0}, "soft_cap: expected a positive number"),
         ({"sm_scale": -1.0}, "sm_scale: expected a positive number"),
         ({"kv_scales": jnp.ones((2, 2), jnp.float32)}, "kv_scales: expected none with bfloat16 pages"),
-        ({"backend": "triton"}, "expected one of jnp, tpu, gpu"),
+        ({"backend": "triton"}, "expected one of jnp, cpu, tpu, gpu"),
     ],
 )
 def test_bad_arguments_are_refused_when_traced(change, message):
@@ -204,24 +204,24 @@ def test_bad_scales_and_writes_are_refused():
         write_kv(pages, new, new, jnp.zeros(5, jnp.int32))
 
 
-@pytest.mark.parametrize("dtype", QUANTISED)
-def test_the_gpu_backend_leaves_quantised_pages_to_jnp(dtype):
-    """Written and read: the two lay pages out alike."""
+@pytest.mark.parametrize(("backend", "dtype"), [*[("gpu-interpret", dtype) for dtype in QUANTISED], ("cpu", jnp.int8)])
+def test_quantised_pages_are_left_to_jnp(backend, dtype):
+    """Written and read: the backends lay pages out alike."""
     sizes = {
         "page_size": 16,
         "kv_heads": 2,
         "group": 2,
         "head_dim": 64,
         "page_dtype": dtype,
-        "backend": "gpu-interpret",
+        "backend": backend,
     }
     check_paged_attention(make_case(5, q_lens=[1, 1, 20], kv_lens=[33, 16, 40], num_decode=2, **sizes))
     pages = PageLayout(
-        num_pages=3, page_size=16, num_kv_heads=2, head_dim=64, dtype=jnp.dtype(dtype), backend="gpu-interpret"
+        num_pages=3, page_size=16, num_kv_heads=2, head_dim=64, dtype=jnp.dtype(dtype), backend=backend
     ).zeros()
     new = jnp.asarray(np.random.default_rng(0).standard_normal((4, 2, 64)), jnp.float32)
     scales = jnp.full((2, 2), 0.05, jnp.float32)
-    written = write_kv(pages, new, new, jnp.arange(16, 20, dtype=jnp.int32), kv_scales=scales, backend="gpu-interpret")
+    written = write_kv(pages, new, new, jnp.arange(16, 20, dtype=jnp.int32), kv_scales=scales, backend=backend)
     stored = np.asarray(written[1, :, 0, :4].astype(jnp.float32)).transpose(1, 0, 2) * 0.05
     np.testing.assert_allclose(stored, new, rtol=0.07, atol=0.03)
 

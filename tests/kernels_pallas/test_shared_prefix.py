@@ -33,17 +33,20 @@ def families_of(case, *, levels=2):
 
 
 @pytest.mark.parametrize(
-    ("q_dtype", "page_dtype", "levels"),
+    ("backend", "q_dtype", "page_dtype", "levels"),
     [
-        (jnp.float32, None, 1),
-        (jnp.float32, None, 2),
-        (jnp.bfloat16, None, 2),
-        (jnp.float32, jnp.int8, 2),
-        (jnp.bfloat16, jnp.float8_e4m3fn, 2),
+        ("jnp", jnp.float32, None, 1),
+        ("jnp", jnp.float32, None, 2),
+        ("jnp", jnp.bfloat16, None, 2),
+        ("jnp", jnp.float32, jnp.int8, 2),
+        ("jnp", jnp.bfloat16, jnp.float8_e4m3fn, 2),
+        ("cpu", jnp.bfloat16, None, 1),
+        ("cpu", jnp.bfloat16, None, 2),
     ],
 )
-def test_nested_families(q_dtype, page_dtype, levels):
-    case = make_case(0, q_dtype=q_dtype, page_dtype=page_dtype, token_padding=3, seq_padding=2, **NESTED, **HEADS)
+def test_nested_families(backend, q_dtype, page_dtype, levels):
+    padding = {"token_padding": 3, "seq_padding": 2}
+    case = make_case(0, backend=backend, q_dtype=q_dtype, page_dtype=page_dtype, **padding, **NESTED, **HEADS)
     shared = families_of(case, levels=levels)
     assert shared.num_families[0] >= 2 and shared.own_starts.max() == 96
     check_paged_attention(case, shared=shared, soft_cap=3.0)
@@ -108,9 +111,10 @@ def test_a_sliding_window_reads_without_families():
         paged_attention(jnp.asarray(case.q), case.kv_pages, *args, **call, sliding_window=20)
 
 
+@pytest.mark.parametrize(("backend", "dtype"), [("jnp", jnp.float32), ("cpu", jnp.bfloat16)])
 @settings(max_examples=8, deadline=None)
-@given(st.data(), st.integers(0, 2**31))
-def test_any_tree(data, seed):
+@given(data=st.data(), seed=st.integers(0, 2**31))
+def test_any_tree(backend, dtype, data, seed):
     """Fixed sizes, so that one program serves all examples; what is shared, and how long all are, is drawn."""
     kv_lens, parents, q_lens = [], [], [1] * 5 + [12]
     for s, q_len in enumerate(q_lens):
@@ -120,5 +124,6 @@ def test_any_tree(data, seed):
             pages = min(pages, max(kv_lens[parent] - q_lens[parent], 0) // 16)
         kv_lens.append(data.draw(st.integers(pages * 16 + q_len, 90)))
         parents.append((parent, pages) if pages else None)
-    case = make_case(seed, q_lens=q_lens, kv_lens=kv_lens, num_decode=5, parents=parents, pages_per_seq=7, **HEADS)
+    drawn = {"q_lens": q_lens, "kv_lens": kv_lens, "parents": parents}
+    case = make_case(seed, backend=backend, q_dtype=dtype, num_decode=5, pages_per_seq=7, **drawn, **HEADS)
     check_paged_attention(case, shared=families_of(case))

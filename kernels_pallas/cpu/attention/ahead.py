@@ -1,7 +1,7 @@
 """Asking memory for the next block of keys while this one is multiplied.
 
-A decoding sequence does so little with a key that it waits for memory, which answers best when it is asked steadily:
-each step of the products asks for a few lines.
+Few rows do so little with a key that they wait for memory, which answers best when it is asked steadily: for one token
+each step of the products asks for a few lines, for more each chunk of scores asks for a group of keys.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ class Ahead:
         steps = GROUP_KEYS // 2
         size = GROUP_KEYS * self.pages.key_bytes // steps
         self._ask(step // steps, step % steps * size + self.pages.values_behind, size // _LINE_BYTES)
+
+    def ask_for_group(self, group: Value, num_groups: int) -> None:
+        """All of it, if there is such a group."""
+        with self.f.when(group.is_("<", num_groups)):
+            num_bytes = GROUP_KEYS * self.pages.key_bytes
+            for start in (0, self.pages.values_behind):
+                self._ask(group, self.f.int64(start), num_bytes // _LINE_BYTES)
 
     def _ask(self, group: Value, offset: Value, num_lines: int) -> None:
         f = self.f

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas.cpu.attention.kernel import AttentionKernel
-from kernels_pallas.cpu.attention.schedule import Tiles, tile_tokens
+from kernels_pallas.cpu.attention.schedule import TILE_ROWS, Tiles, tile_tokens
 from kernels_pallas.cpu.bf16 import LANES
 from kernels_pallas.cpu.call import call_kernel
 from kernels_pallas.geometry import Geometry
-from kernels_pallas.jnp_attention import write_kv as write_kv
+from kernels_pallas.jnp_attention import write_kv
+
+__all__ = ["attend", "check", "write_kv"]
 
 MAX_HEAD_DIM = 256  # scratch of a work item is on a thread's stack
 
@@ -25,6 +27,10 @@ def check(geometry: Geometry, *, sliding_window: int | None, soft_cap: float | N
     for name, dtype in (("pages", geometry.page_dtype), ("queries", geometry.q_dtype)):
         if dtype != jnp.bfloat16:
             raise ValueError(f"{name} on cpu: expected bfloat16, got {dtype}; use the jnp backend")
+    if geometry.group > TILE_ROWS:
+        raise ValueError(
+            f"query heads a key head on cpu: expected at most {TILE_ROWS}, got {geometry.group}; use the jnp backend"
+        )
     if sliding_window is not None and not geometry.causal:
         raise ValueError("sliding_window: expected causal attention")
 

@@ -18,7 +18,7 @@ from kernels_pallas.cpu.bf16 import F32S, LANES, zeros
 from kernels_pallas.cpu.ir import F32, I32, I64, Function, Value
 from kernels_pallas.cpu.vmath import LOG2_E, exp2
 
-BLOCK_KEYS = int(__import__("os").environ.get("BK", "128"))
+DECODE_BLOCK_KEYS, BLOCK_KEYS = 64, 256  # for a tile of one token, of more
 _MOST_TILE_ROWS = 6  # 6 x 4 registers of sums, 4 of keys or values, and a few
 _COLUMN_BYTES = 24  # of a row of the table of tiles
 
@@ -60,6 +60,7 @@ class _Item:
 
     def __init__(self, kernel: AttentionKernel, f: Function, buffers: list[Value], item: Value, tokens: int) -> None:
         self.kernel, self.f = kernel, f
+        self.block_keys = DECODE_BLOCK_KEYS if tokens == 1 else BLOCK_KEYS
         queries, pages, page_table, tiles, sizes, self.out, self.lse = buffers
         tile = tiles.at(item // kernel.num_kv_heads * _COLUMN_BYTES)
         seq, self.token, self.num_tokens, self.position, self.begin, self.end = (
@@ -71,7 +72,8 @@ class _Item:
             pages, page_table.at(seq * columns * 4), self.head, kernel.num_kv_heads, kernel.page_size, kernel.head_dim
         )
         self.next_pages, self.next_begin, self.next_end = self._next_item(page_table, tiles, sizes, item)
-        self.ahead = Ahead.on_stack(f, BLOCK_KEYS, self.pages) if tokens == 1 else None
+        self.ahead = Ahead.on_stack(f, self.block_keys, self.pages)
+        self.single = tokens == 1
         self.queries = queries
         most = tokens * kernel.group
         self.tile_rows = -(-most // -(-most // _MOST_TILE_ROWS)) if tokens == 1 else min(most, _MOST_TILE_ROWS)
@@ -79,13 +81,13 @@ class _Item:
         self.num_rows = self.num_tokens * kernel.group
         self.padded_rows = (self.num_rows + (self.tile_rows - 1)) // self.tile_rows * self.tile_rows
         dim = kernel.head_dim
-        self.block = Block.on_stack(f, BLOCK_KEYS, dim)
+        self.block = Block.on_stack(f, self.block_keys, dim)
         self.rows = f.stack(f"[{padded * dim} x i16]", 64)
         self.sums = f.stack(f"[{padded * dim} x float]", 64)  # weighted values
         self.totals = f.stack(f"[{padded * LANES} x float]", 64)  # weights, lane by lane
         self.maxima = f.stack(f"[{padded} x float]", 64)
-        self.scores = f.stack(f"[{self.tile_rows * BLOCK_KEYS} x float]", 64)
-        self.weights = f.stack(f"[{self.tile_rows * BLOCK_KEYS} x i16]", 64)
+        self.scores = f.stack(f"[{self.tile_rows * self.block_keys} x float]", 64)
+        self.weights = f.stack(f"[{self.tile_rows * self.block_keys} x i16]", 64)
         self.keeps = f.stack(f"[{self.tile_rows} x float]", 64)
 
     def write(self) -> None:
@@ -95,8 +97,8 @@ class _Item:
             seen = (self.position - (kernel.sliding_window - 1)).max(0) // kernel.page_size * kernel.page_size
             first = first.max(seen)
         self._start()
-        with f.loop(first, self.end, BLOCK_KEYS) as key:
-            num_keys = (self.end - key).min(BLOCK_KEYS)
+        with f.loop(first, self.end, self.block_keys) as key:
+            num_keys = (self.end - key).min(self.block_keys)
             load_block(f, self.pages, self.block, key, num_keys)
             self._look_ahead(key)
             masked = self._masked(key, num_keys)
@@ -112,7 +114,7 @@ class _Item:
 
     def _next_item(self, page_table: Value, tiles: Value, sizes: Value, item: Value) -> tuple[Pages, Value, Value]:
         """What this thread, of two, will probably do after this item: its pages, first key and key after the last."""
-        f, heads = self.f, self.kernel.num_kv_heads
+        heads = self.kernel.num_kv_heads
         other = (item + 2).min(sizes.load(I32).convert("sext", I64) * heads - 1)
         tile = tiles.at(other // heads * _COLUMN_BYTES)
         seq, begin, end = (tile.at(4 * i).load(I32).convert("sext", I64) for i in (0, 4, 5))
@@ -120,13 +122,11 @@ class _Item:
         return replace(self.pages, row=row, head=other % heads), begin, end
 
     def _look_ahead(self, key: Value) -> None:
-        if self.ahead is None:
-            return
-        f, following = self.f, key + BLOCK_KEYS
+        f, following = self.f, key + self.block_keys
         with f.when(following.is_("<", self.end)):
-            self.ahead.aim(self.pages, following, self.end, BLOCK_KEYS)
+            self.ahead.aim(self.pages, following, self.end, self.block_keys)
         with f.when(following.is_(">=", self.end)):
-            self.ahead.aim(self.next_pages, self.next_begin, self.next_end, BLOCK_KEYS)
+            self.ahead.aim(self.next_pages, self.next_begin, self.next_end, self.block_keys)
 
     def _start(self) -> None:
         f, kernel = self.f, self.kernel
@@ -156,6 +156,10 @@ class _Item:
         f, dim = self.f, self.kernel.head_dim
         start = [[zeros(f)] * TILE_VECTORS for _ in range(self.tile_rows)]
         with f.loop(0, num_keys, CHUNK_KEYS) as first:
+            if not self.single:
+                chunks = self.block_keys // CHUNK_KEYS
+                asked = row // self.tile_rows * chunks + first // CHUNK_KEYS
+                self.ahead.ask_for_group(asked, self.block_keys // GROUP_KEYS)
             products = multiply(
                 f,
                 start,
@@ -164,19 +168,19 @@ class _Item:
                 self.block.keys.at(first * (2 * dim)),
                 4 * CHUNK_KEYS,
                 dim // 2,
-                None if self.ahead is None else partial(self.ahead.ask_for_keys, first),
+                partial(self.ahead.ask_for_keys, first) if self.single else None,
             )
             scores = self.scores.at(first * 4)
             for i, registers in enumerate(products):
                 for j, register in enumerate(registers):
-                    scores.at(i * BLOCK_KEYS * 4 + j * REGISTER_BYTES).store(register, REGISTER_BYTES)
+                    scores.at(i * self.block_keys * 4 + j * REGISTER_BYTES).store(register, REGISTER_BYTES)
 
     def _each_register(self, num_keys: Value) -> Iterator[tuple[Value, Value, Value]]:
         """Loops over the tile's scores: row of the tile, key of the block, pointer."""
         f = self.f
         whole = (num_keys + (CHUNK_KEYS - 1)) // CHUNK_KEYS * CHUNK_KEYS
         with f.loop(0, self.tile_rows) as i, f.loop(0, whole, LANES) as first:
-            yield i, first, self.scores.at((i * BLOCK_KEYS + first) * 4)
+            yield i, first, self.scores.at((i * self.block_keys + first) * 4)
 
     def _cap(self, num_keys: Value) -> None:
         """Scores become soft_cap * tanh(scaled / soft_cap), with 1 - 2 / (e**(2 x) + 1) for tanh."""
@@ -207,7 +211,7 @@ class _Item:
         """Scores to weights; the rows' maxima and totals follow."""
         f = self.f
         with f.loop(0, self.tile_rows) as i:
-            scores, weights = self.scores.at(i * (BLOCK_KEYS * 4)), self.weights.at(i * (BLOCK_KEYS * 2))
+            scores, weights = self.scores.at(i * (self.block_keys * 4)), self.weights.at(i * (self.block_keys * 2))
             before = self.maxima.at((row + i) * 4).load(F32)
             peaks = [f.variable(before.splat(LANES)) for _ in range(TILE_VECTORS)]
             with f.loop(0, num_keys, CHUNK_KEYS) as first:
@@ -215,10 +219,10 @@ class _Item:
                     score = scores.at(first * 4).at(j * REGISTER_BYTES).load(F32S, REGISTER_BYTES)
                     peak.set(larger(score, peak.get()))
             a, b, c, d = (peak.get() for peak in peaks)
-            peak = everywhere(larger(larger(a, b), larger(c, d)), "max")
-            self.maxima.at((row + i) * 4).store(peak.lane(0))
+            top = everywhere(larger(larger(a, b), larger(c, d)), "max")
+            self.maxima.at((row + i) * 4).store(top.lane(0))
             scale = f.constant(self._log2_scale, F32S)
-            offset = peak * -self._log2_scale
+            offset = top * -self._log2_scale
             keep = exp2_of_negative(f, f.fma(before.splat(LANES), scale, offset))
             self.keeps.at(i * 4).store(keep.lane(0))
             total = self.totals.at((row + i) * REGISTER_BYTES)
@@ -244,9 +248,7 @@ class _Item:
         for first in range(0, dim, TILE_VECTORS * LANES):
             sums = self.sums.at(row * (4 * dim)).at(4 * first)
             width = min(TILE_VECTORS, (dim - first) // LANES)
-            places = [
-                [sums.at(i * 4 * dim + j * REGISTER_BYTES) for j in range(width)] for i in range(self.tile_rows)
-            ]
+            places = [[sums.at(i * 4 * dim + j * REGISTER_BYTES) for j in range(width)] for i in range(self.tile_rows)]
             start = [
                 [place.load(F32S, REGISTER_BYTES) * keep for place in registers]
                 for registers, keep in zip(places, keeps, strict=True)
@@ -255,11 +257,11 @@ class _Item:
                 f,
                 start,
                 self.weights,
-                2 * BLOCK_KEYS,
+                2 * self.block_keys,
                 self.block.values.at(4 * first),
                 4 * dim,
                 num_pairs,
-                self.ahead.ask_for_values if self.ahead is not None and not first else None,
+                self.ahead.ask_for_values if self.single and not first else None,
             )
             for registers, values in zip(places, found, strict=True):
                 for place, value in zip(registers, values, strict=True):

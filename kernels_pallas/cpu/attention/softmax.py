@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from kernels_pallas.cpu.bf16 import DOT_FEATURE, F32S, I32S, LANES
-from kernels_pallas.cpu.ir import Function, Value
+from kernels_pallas.cpu.bf16 import DOT_FEATURE, F32S, I32S, LANES, zeros
+from kernels_pallas.cpu.ir import I32, Function, Value
 
 NO_SCORE = -1e30  # a maximum before the first score; finite, so that differences are
-# 2**x on [-0.5, 0.5], highest power first: the best of its degree by relative error, 2.6e-6.
-_EXP2 = (0.00957010179, 0.0559178603, 0.240247448, 0.693121815, 0.999999261)
-_MAGIC = 1.5 * 2**23  # added to a number, rounds it to an integer and leaves that in the low bits
+# 2**x on [0, 1], highest power first: the best of its degree by relative error, 2.6e-06.
+_EXP2 = (0.0135341677, 0.0520114609, 0.241442757, 0.693003835, 1.00000259)
+_DOWN = 1 | 8  # of vreduceps: what is left when rounded down, no exception
+_CURRENT = 4  # rounding mode
 _LEAST = -126.0
 
 
 def exp2_of_negative(f: Function, x: Value) -> Value:
-    """2**x of <16 x float> that are not above 1; exactly 0 below -126, of minus infinity and of NaN."""
-    shifted = x + _MAGIC
-    fraction = x - (shifted - _MAGIC)
+    """2**x of <16 x float> that are not above 1; 0 where it is below float32's numbers, and of minus infinity."""
+    scaled_by_power = {"avx512f", "avx512dq"} <= f.module.features
+    if scaled_by_power:
+        fraction = _masked(f, "reduce", x, f.constant(_DOWN, I32))
+    else:
+        whole = f.intrinsic("llvm.floor.v16f32", F32S, x)
+        fraction = x - whole
     value = f.constant(_EXP2[0], F32S)
     for coefficient in _EXP2[1:]:
         value = f.fma(value, fraction, f.constant(coefficient, F32S))
-    scaled = value.bits_as(I32S) + (shifted.bits_as(I32S) << 23)
-    return x.is_(">", _LEAST).then(scaled.bits_as(F32S), 0.0)
+    if scaled_by_power:
+        return _masked(f, "scalef", value, x)
+    power = whole.convert("fptosi", I32S) << 23
+    return x.is_(">", _LEAST).then((value.bits_as(I32S) + power).bits_as(F32S), 0.0)
+
+
+def _masked(f: Function, name: str, x: Value, y: Value) -> Value:
+    """An instruction of AVX-512, on all lanes."""
+    rest = zeros(f), f.constant(-1, "i16"), f.constant(_CURRENT, I32)
+    return f.intrinsic(f"llvm.x86.avx512.mask.{name}.ps.512", F32S, x, y, *rest)
 
 
 def larger(a: Value, b: Value) -> Value:

@@ -38,5 +38,3 @@ def multiply(
             for total, column in zip(row, columns, strict=True):
                 total.set(dot_pairs(f, total.get(), pair, column))
     return [[total.get() for total in row] for row in sums]
-
-

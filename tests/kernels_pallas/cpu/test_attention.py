@@ -1,0 +1,109 @@
+"""The CPU's attention kernel beyond what all backends are asked: any shape, processors without its instructions."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels_pallas import Geometry
+from kernels_pallas.cpu import call
+from kernels_pallas.cpu.attention import check, make_schedule
+from oracles.paged_cases import check_attend, check_paged_attention, make_case
+
+ON_CPU = {"backend": "cpu", "q_dtype": jnp.bfloat16}
+SHAPES = [(1, 1, 16, 1), (8, 2, 80, 7), (16, 3, 64, 3), (24, 1, 32, 16), (64, 1, 256, 2)]
+
+
+@pytest.mark.parametrize(("page_size", "kv_heads", "head_dim", "group"), SHAPES)
+@settings(max_examples=4, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**31))
+def test_any_ragged_batch(page_size, kv_heads, head_dim, group, data, seed):
+    """Fixed sizes, so that one kernel and one program serve all examples; two tiles' tokens and two blocks' keys."""
+    q_lens = [1, 1, *data.draw(st.tuples(st.integers(1, 70), st.integers(1, 70)))]
+    kv_lens = [data.draw(st.integers(0 if s < 2 else n, n + 330)) for s, n in enumerate(q_lens)]
+    sizes = {"page_size": page_size, "kv_heads": kv_heads, "head_dim": head_dim, "group": group}
+    layout = {"num_decode": 2, "pages_per_seq": -(-400 // page_size), "token_padding": 150 - sum(q_lens)}
+    check_paged_attention(make_case(seed, q_lens=q_lens, kv_lens=kv_lens, **layout, **sizes, **ON_CPU))
+
+
+def test_without_the_processors_instructions(monkeypatch):
+    """The scale is of this test alone: kernels are kept by what they are, wherever they were compiled."""
+    monkeypatch.setattr(call, "host_features", lambda: frozenset())
+    sizes = {"num_decode": 2, "page_size": 16, "kv_heads": 2, "group": 3, "head_dim": 48}
+    case = make_case(3, q_lens=[1, 1, 40], kv_lens=[33, 0, 300], **sizes, **ON_CPU)
+    check_paged_attention(case, scale=0.1234, soft_cap=3.0, sliding_window=100)
+
+
+def test_more_queries_than_keys():
+    """The first of them stand before the sequence's first key."""
+    sizes = {"num_decode": 0, "page_size": 16, "kv_heads": 1, "group": 2, "head_dim": 32}
+    check_attend(make_case(3, q_lens=[17], kv_lens=[9], **sizes, **ON_CPU))
+
+
+def geometry(**change) -> Geometry:
+    sizes = {
+        "num_tokens": 300,
+        "num_seqs": 9,
+        "pages_per_seq": 40,
+        "num_q_heads": 6,
+        "num_kv_heads": 2,
+        "head_dim": 64,
+        "page_size": 16,
+        "num_decode_slots": 4,
+        "page_dtype": jnp.bfloat16,
+        "q_dtype": jnp.bfloat16,
+    }
+    return Geometry(**sizes | change)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 90), max_size=3), st.integers(0, 2), st.integers(0, 2**31))
+def test_every_token_is_in_one_tile_and_the_most_work_comes_first(chunks, empty_slots, seed):
+    rng = np.random.default_rng(seed)
+    q_lens = [1] * 4 + chunks
+    kv_lens = [int(rng.integers(n, 600)) for n in q_lens]
+    for slot in range(empty_slots):
+        kv_lens[slot] = 0
+    cu_q_lens = np.full(10, sum(q_lens), np.int32)
+    cu_q_lens[: len(q_lens) + 1] = np.cumsum([0, *q_lens])
+    lens = np.array(kv_lens + [77] * (9 - len(q_lens)), np.int32)
+    tiles = _schedule(cu_q_lens, np.zeros(9, np.int32), lens, np.array([len(q_lens)], np.int32))
+    table = np.asarray(tiles.table)[: int(tiles.sizes[0])]
+    assert not np.asarray(tiles.table)[int(tiles.sizes[0]) :, 2].any()
+    owners = np.full(300, -1)
+    for seq, token, size, position, begin, end in table.tolist():
+        assert size >= 1 and (owners[token : token + size] == -1).all()
+        owners[token : token + size] = seq if end > begin else 100
+        if end > begin:
+            assert begin == 0 and end == position + size
+            assert position == kv_lens[seq] - q_lens[seq] + token - cu_q_lens[seq]
+    want = np.full(300, 100)
+    want[: sum(q_lens)] = np.repeat([s if n else 100 for s, n in enumerate(kv_lens)], q_lens)
+    np.testing.assert_array_equal(owners, want)
+    work = np.maximum(table[:, 5] - table[:, 4], 0) * table[:, 2]
+    assert (np.diff(work) <= 0).all()
+
+
+_schedule = jax.jit(lambda *lengths: make_schedule(*lengths, geometry=geometry()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head_dim": 24}, "head_dim on cpu: expected a multiple of 16 up to 256, got 24"),
+        ({"head_dim": 272}, "head_dim on cpu: .* got 272"),
+        ({"page_dtype": jnp.float32}, "pages on cpu: expected bfloat16, got float32"),
+        ({"q_dtype": jnp.float32}, "queries on cpu: expected bfloat16, got float32"),
+        ({"num_q_heads": 1024}, "query heads a key head on cpu: expected at most 96, got 512"),
+    ],
+)
+def test_what_cannot_be_served_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        check(geometry(**change), sliding_window=None, soft_cap=None)
+    check(geometry(), sliding_window=3, soft_cap=2.0)
+    with pytest.raises(ValueError, match="sliding_window: expected causal"):
+        check(geometry(causal=False), sliding_window=3, soft_cap=None)
