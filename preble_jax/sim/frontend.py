@@ -42,6 +42,7 @@ class Frontend:
         self._workload = workload
         self._link = link
         self._hashes = PageHashes(workload, page_size)
+        self._page_size = page_size
         self._events = events
         self._network_s = network_s
         self._stop = stop
@@ -87,14 +88,14 @@ class Frontend:
         record.sent_s = now
         if self._stop is not None:
             self.stopped |= self._stop.sent(record, now)
-        hashes = self._hashes.of(index, request)
+        hashes = self._hashes.of(index)
         sampling = self._sampling.get(request.num_output)
         if sampling is None:
             sampling = self._sampling[request.num_output] = SamplingParams(
                 max_tokens=request.num_output, temperature=0.0, ignore_eos=True
             )
         name = str(index)
-        # The output is nobody else's: its pages are hashed with a salt of their own.
+        # Output that comes back in no prompt is nobody else's: its pages are hashed with a salt of their own.
         inside = Request(
             request_id=name,
             prompt_token_ids=bytes(request.num_prompt),
@@ -104,7 +105,10 @@ class Frontend:
             block_hashes=hashes,
         )
         placed = PlaceRequest(
-            request_id=name, block_hashes=hashes, num_tokens=request.num_prompt, tenant=request.tenant
+            request_id=name,
+            block_hashes=hashes[: request.num_prompt // self._page_size],
+            num_tokens=request.num_prompt,
+            tenant=request.tenant,
         )
         self._try(Attempt(record, inside, placed), now)
 

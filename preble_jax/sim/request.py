@@ -16,7 +16,8 @@ class SimRequest:
         id stands for a block and for everything before it: wherever an id occurs, the ids before it are the same.
         Tokens that no block covers are nobody else's.
     follows: index in the workload of the request that must have ended before this one is sent (a later turn of a
-        conversation, a later step of an agent); it is sent think_s seconds after that.
+        conversation, a later step of an agent); it is sent think_s seconds after that. Where this prompt begins with
+        that one's blocks and is long enough for its output, too, it contains it.
     """
 
     arrival_s: float
