@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 from preble_jax.errors import GroupUnavailableError, OverloadedError, PromptTooLongError
 from preble_jax.request import Request
@@ -43,6 +44,7 @@ class Frontend:
         self._link = link
         self._hashes = PageHashes(workload, page_size)
         self._page_size = page_size
+        self._budgets = workload.output_budgets()
         self._events = events
         self._network_s = network_s
         self._stop = stop
@@ -108,6 +110,7 @@ class Frontend:
             request_id=name,
             block_hashes=hashes[: request.num_prompt // self._page_size],
             num_tokens=request.num_prompt,
+            max_tokens=self._budgets[request.tenant],
             tenant=request.tenant,
         )
         self._try(Attempt(record, inside, placed), now)
@@ -141,22 +144,8 @@ class Frontend:
         record, old = attempt.record, attempt.placed
         self._link.finished(old.request_id, 0, 0, True, now)
         name = f"{record.index}.{record.num_placements}"
-        placed = PlaceRequest(
-            request_id=name,
-            block_hashes=old.block_hashes,
-            num_tokens=old.num_tokens,
-            tenant=old.tenant,
-            excluded=old.excluded | {record.group},
-        )
-        request = attempt.request
-        inside = Request(
-            request_id=name,
-            prompt_token_ids=request.prompt_token_ids,
-            sampling=request.sampling,
-            tenant=request.tenant,
-            cache_salt=request.cache_salt,
-            block_hashes=request.block_hashes,
-        )
+        placed = replace(old, request_id=name, excluded=old.excluded | {record.group})
+        inside = replace(attempt.request, request_id=name)
         self._try(Attempt(record, inside, placed), now)
 
     # -- what groups say ---------------------------------------------------------------------------

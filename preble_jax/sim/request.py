@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from preble_jax.sampling_params import SamplingParams
+
+_DEFAULT_MAX_TOKENS = SamplingParams().max_tokens
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimRequest:
-    """One request. Its outcome in tokens is known beforehand; nobody who decides anything is told `num_output`.
+    """One request. Its outcome in tokens is known beforehand; nobody who decides anything is told `num_output`, only
+    its tenant's budget (`Workload.output_budgets`).
 
     arrival_s: seconds after the workload's begin at which it is sent (at the earliest, when it follows another one).
     num_prompt, num_output: tokens, each at least 1.
@@ -40,3 +45,11 @@ class Workload:
     @property
     def num_prompt_tokens(self) -> int:
         return sum(request.num_prompt for request in self.requests)
+
+    def output_budgets(self) -> dict[str, int]:
+        """`max_tokens` that each tenant asks for: with all its requests what its longest answer needs, and the default
+        where that is enough."""
+        budgets: dict[str, int] = {}
+        for request in self.requests:
+            budgets[request.tenant] = max(budgets.get(request.tenant, _DEFAULT_MAX_TOKENS), request.num_output)
+        return budgets
