@@ -37,10 +37,12 @@ class BlockHasher:
     def extend(self, token_ids: Sequence[int]) -> list[bytes]:
         """`token_ids` is the whole sequence so far. Returns the hashes of its full pages, `self.hashes`."""
         size, hashes = self._page_size, self.hashes
-        if len(hashes) < len(self._known):
-            hashes += self._known[len(hashes) : len(token_ids) // size]
+        num_full = len(token_ids) // size
+        if num_full <= len(hashes):
+            return hashes
+        hashes += self._known[len(hashes) : num_full]
         parent = hashes[-1] if hashes else b""
-        for start in range(len(hashes) * size, len(token_ids) - size + 1, size):
+        for start in range(len(hashes) * size, num_full * size, size):
             page = array("i", list(token_ids[start : start + size])).tobytes()
             parent = blake2b(parent + page, digest_size=HASH_BYTES, key=self._salt).digest()
             hashes.append(parent)
