@@ -18,8 +18,9 @@ class Request:
     sampling.stop (strings) is not looked at here: text is made by whoever holds the tokenizer.
     stop_token_ids: all ids that end this request (end-of-sequence ids included unless ignored).
     cache_salt: isolation; requests with different salts never share pages.
-    block_hashes: of the prompt's full pages, from whoever has worked them out with the same salt and page size; it is
-        believed. None: the device group hashes the prompt.
+    block_hashes: of the first full pages of the prompt, or of prompt and output where the output is known beforehand,
+        from whoever has worked them out with the same salt and page size; it is believed. None: the device group
+        hashes the prompt.
     deadline_s: absolute, on the clock that is passed to the scheduler as `now`; None: no deadline.
     """
 

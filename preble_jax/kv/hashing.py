@@ -23,18 +23,26 @@ def cache_salt(model: str, tenant_salt: bytes = b"", adapter: str = "") -> bytes
 
 
 class BlockHasher:
-    """Hashes a growing token sequence page by page; each full page is hashed once. known: hashes of its first pages."""
+    """Hashes a growing token sequence page by page; each full page is hashed once.
+
+    known: hashes of its first pages, as many as somebody has worked out, be it that their tokens are still to come.
+    """
 
     def __init__(self, page_size: int, salt: bytes = b"", known: Iterable[bytes] = ()) -> None:
         self._page_size = page_size
         self._salt = salt if len(salt) <= blake2b.MAX_KEY_SIZE else blake2b(salt, digest_size=_KEY_BYTES).digest()
-        self.hashes: list[bytes] = list(known)
+        self._known = tuple(known)
+        self.hashes: list[bytes] = []
 
     def extend(self, token_ids: Sequence[int]) -> list[bytes]:
         """`token_ids` is the whole sequence so far. Returns the hashes of its full pages, `self.hashes`."""
         size, hashes = self._page_size, self.hashes
+        num_full = len(token_ids) // size
+        if num_full <= len(hashes):
+            return hashes
+        hashes += self._known[len(hashes) : num_full]
         parent = hashes[-1] if hashes else b""
-        for start in range(len(hashes) * size, len(token_ids) - size + 1, size):
+        for start in range(len(hashes) * size, num_full * size, size):
             page = array("i", list(token_ids[start : start + size])).tobytes()
             parent = blake2b(parent + page, digest_size=HASH_BYTES, key=self._salt).digest()
             hashes.append(parent)

@@ -252,7 +252,7 @@ class Forest:
         """New blocks of one group below `parent`, where possible in the same node (output grows page by page)."""
         if parent is self.tree.root or parent.children or parent.groups != 1 << slot or parent.shares:
             return self.tree.attach(parent, hashes)
-        self.tree.node_of.update(dict.fromkeys(hashes, parent))
+        self.tree.register(hashes, parent)
         parent.hashes.extend(hashes)
         self.num_held[slot] += len(hashes)
         return parent

@@ -270,7 +270,7 @@ class GlobalScheduler:
         now = self._time(now)
         target = self._groups.get(group)
         numbers = (report.num_waiting, report.num_running, next_seq or 0, generation or 0, *(steps or ()))
-        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+        if not all(map(math.isfinite, numbers)) or min(numbers) < 0:
             raise InvalidRequestError(f"load_report of {group!r}: expected finite numbers >= 0, got {numbers}")
         self._heard(target, now)
         target.num_waiting = report.num_waiting

@@ -48,11 +48,11 @@ class StepFit:
     def observe(self, totals: StepTotals) -> LinearCostModel | None:
         """The refined model when it is time for one. Totals that went back are those of a group that started anew."""
         last, self._last = self._last, totals
-        if last is None:
+        if last is None or totals.seconds <= last.seconds:
             return None
         terms = [float(now - then) for now, then in zip(totals[:3], last[:3], strict=True)]
         seconds = totals.seconds - last.seconds
-        if seconds <= 0.0 or terms[0] <= 0.0 or min(terms) < 0.0:
+        if terms[0] <= 0.0 or min(terms) < 0.0:
             return None
         self._remember(terms, seconds)
         self._unused_s += seconds

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 
 from preble_jax.errors import InvariantError
+from preble_jax.request import RequestOutput
 from preble_jax.sched.local_scheduler import LocalScheduler
 from preble_jax.sched.queues.base import QueuePolicy
 from preble_jax.sched.sequence import Sequence, StepPlan
@@ -20,6 +21,7 @@ from preble_jax.sim.cost.base import StepCost, StepWork
 FIRST_CHUNK, LAST_CHUNK = 6, 48
 """Steps whose times are worked out at once, more each time; those after an arrival are in vain."""
 MIN_STEPS = 4
+_NO_OUTPUT = RequestOutput(request_id="")
 
 
 class CoastingScheduler(LocalScheduler):
@@ -36,6 +38,10 @@ class CoastingScheduler(LocalScheduler):
         if len(self.queue) or in_flight.num_steps > 1 or len(in_flight.rows) != len(self.running) or in_flight.prefill:
             return 0
         return min([s.max_total - len(s.tokens) - s.num_pending for s in self.running], default=0)
+
+    def _output(self, *_: object) -> RequestOutput:
+        """Nobody asks for it here."""
+        return _NO_OUTPUT
 
     def take_page(self, sequence: Sequence) -> None:
         assert sequence.pages is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 from preble_jax.errors import GroupUnavailableError, OverloadedError, PromptTooLongError
 from preble_jax.request import Request
@@ -42,6 +43,8 @@ class Frontend:
         self._workload = workload
         self._link = link
         self._hashes = PageHashes(workload, page_size)
+        self._page_size = page_size
+        self._budgets = workload.output_budgets()
         self._events = events
         self._network_s = network_s
         self._stop = stop
@@ -87,14 +90,14 @@ class Frontend:
         record.sent_s = now
         if self._stop is not None:
             self.stopped |= self._stop.sent(record, now)
-        hashes = self._hashes.of(index, request)
+        hashes = self._hashes.of(index)
         sampling = self._sampling.get(request.num_output)
         if sampling is None:
             sampling = self._sampling[request.num_output] = SamplingParams(
                 max_tokens=request.num_output, temperature=0.0, ignore_eos=True
             )
         name = str(index)
-        # The output is nobody else's: its pages are hashed with a salt of their own.
+        # Output that comes back in no prompt is nobody else's: its pages are hashed with a salt of their own.
         inside = Request(
             request_id=name,
             prompt_token_ids=bytes(request.num_prompt),
@@ -104,7 +107,11 @@ class Frontend:
             block_hashes=hashes,
         )
         placed = PlaceRequest(
-            request_id=name, block_hashes=hashes, num_tokens=request.num_prompt, tenant=request.tenant
+            request_id=name,
+            block_hashes=hashes[: request.num_prompt // self._page_size],
+            num_tokens=request.num_prompt,
+            max_tokens=self._budgets[request.tenant],
+            tenant=request.tenant,
         )
         self._try(Attempt(record, inside, placed), now)
 
@@ -137,22 +144,8 @@ class Frontend:
         record, old = attempt.record, attempt.placed
         self._link.finished(old.request_id, 0, 0, True, now)
         name = f"{record.index}.{record.num_placements}"
-        placed = PlaceRequest(
-            request_id=name,
-            block_hashes=old.block_hashes,
-            num_tokens=old.num_tokens,
-            tenant=old.tenant,
-            excluded=old.excluded | {record.group},
-        )
-        request = attempt.request
-        inside = Request(
-            request_id=name,
-            prompt_token_ids=request.prompt_token_ids,
-            sampling=request.sampling,
-            tenant=request.tenant,
-            cache_salt=request.cache_salt,
-            block_hashes=request.block_hashes,
-        )
+        placed = replace(old, request_id=name, excluded=old.excluded | {record.group})
+        inside = replace(attempt.request, request_id=name)
         self._try(Attempt(record, inside, placed), now)
 
     # -- what groups say ---------------------------------------------------------------------------

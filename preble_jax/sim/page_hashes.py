@@ -1,8 +1,12 @@
-"""Names of the pages of simulated prompts, in place of hashes of tokens.
+"""Names of the pages of simulated requests, in place of hashes of tokens.
 
 A block id stands for its block and everything before it. So a page is named by the block in which its last token lies
 and that token's place in the block, whatever the sizes of pages and blocks. Pages that end beyond the blocks are named
 by their request. 16 bytes, as preble_jax.kv.hashing makes them.
+
+What a request says comes back in the prompt that follows it, and is named there: its pages have these names from the
+beginning. A prompt contains what it follows if it begins with the same blocks and is long enough for prompt and output;
+where answers, or parts of them, are left out of the conversation, it is shorter.
 """
 
 from __future__ import annotations
@@ -22,23 +26,42 @@ class PageHashes:
     def __init__(self, workload: Workload, page_size: int) -> None:
         self._page_size = page_size
         self._block_size = workload.block_size
+        self._requests = workload.requests
+        self._continued: dict[int, SimRequest] = {}  # by number, the first request that contains this one's output
+        for request in workload.requests:
+            if request.follows is not None and _contains(request, workload.requests[request.follows]):
+                self._continued.setdefault(request.follows, request)
         longest = max((request.num_prompt for request in workload.requests), default=0)
         last = np.arange(1, longest // page_size + 1, dtype=np.int64) * page_size - 1  # each page's last token
         self._block_of, self._place_of = np.divmod(last, workload.block_size)
         self._number_of = np.arange(len(last), dtype=np.int64)
 
-    def of(self, index: int, request: SimRequest) -> tuple[bytes, ...]:
-        """Names of the full pages of the prompt of request number `index`."""
+    def of(self, index: int) -> tuple[bytes, ...]:
+        """Names of the full pages of the prompt of request number `index`, then of those of its output that a later
+        prompt names."""
+        request = self._requests[index]
         num_pages = request.num_prompt // self._page_size
-        num_covered = min(len(request.blocks) * self._block_size // self._page_size, num_pages)
+        blocks, num_named = request.blocks, num_pages
+        if (later := self._continued.get(index)) is not None:
+            blocks, num_named = later.blocks, (request.num_prompt + request.num_output) // self._page_size
+        num_covered = min(len(blocks) * self._block_size // self._page_size, num_named)
+        num_pages = max(num_pages, num_covered)
         names = np.empty((num_pages, 2), np.int64)
         if num_covered:
-            names[:num_covered, 0] = np.array(request.blocks, np.int64)[self._block_of[:num_covered]]
+            names[:num_covered, 0] = np.array(blocks, np.int64)[self._block_of[:num_covered]]
             names[:num_covered, 1] = self._place_of[:num_covered]
         if num_covered < num_pages:
             names[num_covered:, 0] = self._number_of[num_covered:num_pages]
             names[num_covered:, 1] = _OWN - index
         return tuple(names.view(f"V{HASH_BYTES}")[:, 0].tolist())
+
+
+def _contains(later: SimRequest, earlier: SimRequest) -> bool:
+    """The later prompt begins with prompt and output of the earlier request."""
+    return (
+        later.num_prompt >= earlier.num_prompt + earlier.num_output
+        and later.blocks[: len(earlier.blocks)] == earlier.blocks
+    )
 
 
 def check_workload(workload: Workload) -> None:

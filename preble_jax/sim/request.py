@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from preble_jax.sampling_params import SamplingParams
+
+_DEFAULT_MAX_TOKENS = SamplingParams().max_tokens
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimRequest:
-    """One request. Its outcome in tokens is known beforehand; nobody who decides anything is told `num_output`.
+    """One request. Its outcome in tokens is known beforehand; nobody who decides anything is told `num_output`, only
+    its tenant's budget (`Workload.output_budgets`).
 
     arrival_s: seconds after the workload's begin at which it is sent (at the earliest, when it follows another one).
     num_prompt, num_output: tokens, each at least 1.
@@ -16,7 +21,8 @@ class SimRequest:
         id stands for a block and for everything before it: wherever an id occurs, the ids before it are the same.
         Tokens that no block covers are nobody else's.
     follows: index in the workload of the request that must have ended before this one is sent (a later turn of a
-        conversation, a later step of an agent); it is sent think_s seconds after that.
+        conversation, a later step of an agent); it is sent think_s seconds after that. Where this prompt begins with
+        that one's blocks and is long enough for its output, too, it contains it.
     """
 
     arrival_s: float
@@ -39,3 +45,11 @@ class Workload:
     @property
     def num_prompt_tokens(self) -> int:
         return sum(request.num_prompt for request in self.requests)
+
+    def output_budgets(self) -> dict[str, int]:
+        """`max_tokens` that each tenant asks for: with all its requests what its longest answer needs, and the default
+        where that is enough."""
+        budgets: dict[str, int] = {}
+        for request in self.requests:
+            budgets[request.tenant] = max(budgets.get(request.tenant, _DEFAULT_MAX_TOKENS), request.num_output)
+        return budgets

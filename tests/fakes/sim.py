@@ -23,8 +23,8 @@ class LinearCost:
         return base_s + extend_s * work.num_extend + row_s * work.num_decode + context_s * work.decode_context
 
 
-def shared_workload(num, rate, *, seed=0, prefixes=4, prompt=100, output=12, block_size=8, tenants=2):
-    """Prompts that begin with one of a few prefixes, Poisson arrivals."""
+def shared_workload(num, rate, *, seed=0, prefixes=4, prompt=100, output=12, block_size=8, tenants=2, turns=1):
+    """Prompts that begin with one of a few prefixes, Poisson arrivals, each with so many turns."""
     draw = random.Random(seed)
     now, fresh, requests = 0.0, 1_000_000, []
     for index in range(num):
@@ -35,13 +35,21 @@ def shared_workload(num, rate, *, seed=0, prefixes=4, prompt=100, output=12, blo
         num_shared = min(num_blocks, prompt // 2 // block_size)
         blocks = (*range(100 * prefix, 100 * prefix + num_shared), *range(fresh, fresh + num_blocks - num_shared))
         fresh += num_blocks
-        requests.append(
-            SimRequest(
-                arrival_s=now,
-                num_prompt=num_prompt,
-                num_output=draw.randint(1, 2 * output),
-                blocks=blocks,
-                tenant=f"tenant-{index % tenants}",
+        for turn in range(turns):
+            requests.append(
+                SimRequest(
+                    arrival_s=now,
+                    num_prompt=num_prompt,
+                    num_output=draw.randint(1, 2 * output),
+                    blocks=blocks,
+                    tenant=f"tenant-{index % tenants}",
+                    follows=len(requests) - 1 if turn else None,
+                    think_s=draw.random() if turn else 0.0,
+                )
             )
-        )
+            if turn + 1 < turns:
+                num_prompt += requests[-1].num_output + draw.randint(0, prompt // 2)
+                num_more = num_prompt // block_size - len(blocks)
+                blocks = (*blocks, *range(fresh, fresh + num_more))
+                fresh += num_more
     return Workload(name="shared", block_size=block_size, requests=requests)

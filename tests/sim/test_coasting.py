@@ -53,6 +53,7 @@ def run(workload, cost, **changes):
     ),
     horizon_s=st.sampled_from([None, 2.345]),
     tenants=st.sampled_from([UNEVEN, TenantSettings()]),
+    turns=st.sampled_from([1, 3]),
 )
 @example(  # a dispatch of several steps, made before they became too long for that
     num=10,
@@ -68,6 +69,7 @@ def run(workload, cost, **changes):
     faults=[],
     horizon_s=None,
     tenants=UNEVEN,
+    turns=1,
 )
 @example(  # what a deployment has when nobody says otherwise, with preemptions
     num=30,
@@ -83,11 +85,25 @@ def run(workload, cost, **changes):
     faults=[],
     horizon_s=None,
     tenants=UNEVEN,
+    turns=3,
 )
 def test_a_coast_is_single_steps(
-    num, rate, seed, output, kv_tokens, base_s, context_s, policy, lag_s, decode_steps, faults, horizon_s, tenants
+    num,
+    rate,
+    seed,
+    output,
+    kv_tokens,
+    base_s,
+    context_s,
+    policy,
+    lag_s,
+    decode_steps,
+    faults,
+    horizon_s,
+    tenants,
+    turns,
 ):
-    workload = shared_workload(num, rate, seed=seed, prompt=60, output=output, block_size=4)
+    workload = shared_workload(-(-num // turns), rate, seed=seed, prompt=60, output=output, block_size=4, turns=turns)
     cost = LinearCost(base_s=base_s, context_s=context_s, kv_tokens=kv_tokens)
     changes = {
         "sched": SchedSettings(placement=policy[0], optimistic_ttl_s=0.5),

@@ -6,6 +6,7 @@ import pytest
 
 from fakes.sim import LinearCost, shared_workload
 from preble_jax.config import SchedSettings
+from preble_jax.sched import GlobalScheduler
 from preble_jax.sim.request import SimRequest, Workload
 from preble_jax.sim.settings import Fault, SimSettings
 from preble_jax.sim.simulator import Simulator
@@ -147,3 +148,22 @@ def test_many_faults_and_everybody_ends_once():
     again, _ = simulate(workload, *faults, **settings, event_lag_s=0.05, network_s=0.01)
     assert again.requests == result.requests
     assert simulator.frontend.num_open == 0
+
+
+def test_every_try_is_placed_with_its_tenants_budget(monkeypatch):
+    told = {}
+    place = GlobalScheduler.place
+
+    def note(self, request, now):
+        told[request.request_id] = request.max_tokens
+        return place(self, request, now)
+
+    monkeypatch.setattr(GlobalScheduler, "place", note)
+    requests = [
+        SimRequest(arrival_s=0.0, num_prompt=2000, num_output=num_output, tenant=tenant)
+        for num_output, tenant in ((5, "long"), (300, "long"), (5, "short"), (7, "short"))
+    ]
+    result, _ = simulate(requests, (0.1, 0, "kill"))
+    assert [record.num_placements for record in result.requests].count(2) == 2
+    assert sorted(told) == sorted([*"0123", *(f"{r.index}.1" for r in result.requests if r.num_placements == 2)])
+    assert all(budget == (300 if name[0] in "01" else 128) for name, budget in told.items())

@@ -65,8 +65,8 @@ class _Tenant:
 
     def settle(self, round_: int) -> None:
         """Books the refills since the deficit was last stated: one a round for as long as it is not positive."""
-        num_refills = min(round_ - self.round, self.num_refills_due)
-        self.deficit += num_refills * self.quantum
+        if self.deficit <= 0 and round_ != self.round:
+            self.deficit += min(round_ - self.round, self.num_refills_due) * self.quantum
         self.round = round_
 
 
@@ -139,11 +139,14 @@ class DLPM(RankedByMatch):
     # -- accounts ----------------------------------------------------------------------------------
 
     def served(self, sequence: Sequence, extend_tokens: int, output_tokens: int) -> None:
-        tenant = self._tenant(sequence)
-        tenant.settle(self.num_refills)
-        charge = self._settings.service(extend_tokens, output_tokens)
-        tenant.deficit = min(tenant.deficit - charge, tenant.quantum)
-        self._rehome(tenant)
+        tenant = self._tenants.get(sequence.request.tenant) or self._tenant(sequence)
+        if tenant.round != self.num_refills:
+            tenant.settle(self.num_refills)
+        deficit = tenant.deficit - self._settings.service(extend_tokens, output_tokens)
+        tenant.deficit = deficit = deficit if deficit < tenant.quantum else tenant.quantum
+        home = tenant.home
+        if home is not None and (deficit <= 0 or home is not self._ready):  # mostly it stays where it is
+            self._rehome(tenant)
 
     def finished(self, sequence: Sequence) -> None:
         tenant = self._tenant(sequence)
@@ -183,7 +186,7 @@ class DLPM(RankedByMatch):
             tenant.settle(self.num_refills)
             home = self._bucket(tenant.num_refills_due)
             if home is tenant.home and head == tenant.head:
-                return  # mostly: an output token changes neither
+                return
         if tenant.home is not None:
             tenant.home.pop(tenant.head)
         tenant.home = home

@@ -7,7 +7,7 @@ from preble_jax.sim.request import Workload
 
 def shared_ratio(workload: Workload) -> float:
     """Share of the prompt tokens that earlier prompts began with, too: the hit ratio of one cache without bound, in
-    whole blocks, when every request comes after the end of those before it."""
+    whole blocks, when every request comes after the end of those before it, but for answers that come back."""
     seen: set[int] = set()
     shared = 0
     for request in workload.requests:

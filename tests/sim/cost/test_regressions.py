@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preble_jax.sim.cost import StepWork, find_cost
@@ -100,6 +100,7 @@ NAMES = st.sampled_from(["mistral7b_a6000", "mistral7b_a100", "llama70b_tp2_a100
 CHUNKS = st.lists(st.tuples(st.integers(1, 600), st.integers(0, 20_000)).map(lambda c: (c[0], sum(c))), max_size=4)
 
 
+@settings(deadline=None)
 @given(NAMES, st.lists(st.integers(1, 20_000), max_size=64), CHUNKS, st.integers(1, 600))
 def test_more_work_takes_more_time(name: str, decode: list[int], chunks: list[tuple[int, int]], extend: int) -> None:
     cost = find_cost(name)
