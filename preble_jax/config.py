@@ -15,6 +15,7 @@ from preble_jax.errors import ConfigError
 Dtype = Literal["bfloat16", "float32"]
 WeightFormat = Literal["native", "int8"]
 DEFAULT_PLACEMENT = "least_added_delay"
+DELAY_TERMS = frozenset({"slots", "tenants", "overtaken", "copies", "shorter"})
 
 
 def _require(key: str, value: float, low: float, high: float = math.inf) -> None:
@@ -212,6 +213,8 @@ class SchedSettings(BaselineSettings):
         that is outstanding on a group, on the average of the cluster. 0: a prompt's work is its own affair.
     delay_decoding: of least_added_delay: share of the requests outstanding on a group whose steps, for the whole of a
         new request's output, are lengthened by it. 0: outputs cost nobody anything.
+    delay_without: terms of least_added_delay (DELAY_TERMS) to be left out, with commas between them: for measuring what
+        they are worth.
     prefill_base_s + prefill_token_s * tokens: time to compute that many prompt tokens.
     decode_token_s: time one output token costs a group. `preble-jax profile` measures these three on any machine.
     cost_file: a file of `preble-jax profile`: its costs take the place of these three, unless an override gives them.
@@ -247,6 +250,7 @@ class SchedSettings(BaselineSettings):
     d2lpm_quantum_tokens: int = 8192
     delay_others: float = 0.25
     delay_decoding: float = 0.25
+    delay_without: str = ""
     prefill_base_s: float = 0.03
     prefill_token_s: float = 0.0008
     decode_token_s: float = 0.006
@@ -278,8 +282,17 @@ class SchedSettings(BaselineSettings):
             value = getattr(self, name)
             if not 0.0 <= value < float("inf"):
                 raise ConfigError(f"sched.{name}: expected a finite number >= 0, got {value}")
+        if unknown := self.terms_left_out - DELAY_TERMS:
+            raise ConfigError(
+                f"sched.delay_without: expected names of {sorted(DELAY_TERMS)} with commas between them, got "
+                f"{sorted(unknown)}"
+            )
         if self.max_forest_blocks < 1:
             raise ConfigError(f"sched.max_forest_blocks: expected at least 1 page, got {self.max_forest_blocks}")
+
+    @property
+    def terms_left_out(self) -> frozenset[str]:
+        return frozenset(filter(None, self.delay_without.split(",")))
 
     @property
     def policy(self) -> str:

@@ -185,7 +185,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
                 f"{hello.page_size}; give both the same configuration"
             )
         link = _Link(hello)
-        instructions = self._scheduler.add_group(link.group, hello.num_pages, hello.generation, self._clock())
+        instructions = self._scheduler.add_group(
+            link.group, hello.num_pages, hello.generation, self._clock(), max_num_seqs=hello.max_num_seqs
+        )
         self._links[link.group] = link  # in place of one that is half open and has not noticed yet
         self._carry_out(instructions)
         log.info("group %s joined from %s", link.group, hello.group.address)

@@ -112,6 +112,7 @@ def make_hello(group: str, address: str, info: GroupInfo, queue: str) -> schedul
         max_model_len=info.max_model_len,
         page_size=info.page_size,
         num_pages=info.num_pages,
+        max_num_seqs=info.max_num_seqs,
         generation=info.generation,
         queue=queue,
     )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.paper.experiment import RESULTS
+from benchmarks.paper.tables import PAGE, made
 from preble_jax.config_files import load_config
 from serve.cli import main
 
@@ -32,6 +34,13 @@ def test_paths_in_text_exist(page: Path) -> None:
         r"`((?:preble_jax|kernels_pallas|serve|configs|tests|scripts)/[\w./]+)`", page.read_text("utf-8")
     )
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_tables_of_the_papers_figures_are_made_of_the_results() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for command, table in made(RESULTS).values():
+        assert f"`python {command}`" in page
+        assert f"\n{table}\n\n" in page, "python -m benchmarks.paper.tables"
 
 
 def test_make_targets_exist() -> None:

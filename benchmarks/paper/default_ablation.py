@@ -4,7 +4,8 @@
 
 Four groups of Mistral-7B on an A6000, queue `fair` for all; 99 of 100 requests are to have their first token within the
 limit that the tournament sets for the workload. "wait only": neither the price of work nor that of decoding, which is
-the predicted time to the first token alone.
+nearly the predicted time to the first token alone. "longest match only": who holds less counts as holding nothing.
+"waits for all queued": a tenant is thought to wait for another's flood.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from preble_jax.sim.plots import Panel
 from preble_jax.sim.sweep import RowFile, make_workers
 
 WORKLOADS = ("toolbench", "zipf", "hot_prefix", "loogle", "chat", "unshared", "d2lpm_s1", "noisy_tenant")
-TRACES = ("AzureLLMInferenceTrace_conv",)
+TRACES = ("AzureLLMInferenceTrace_conv", "vtc_real_trace")
 QUEUE = "fair"
 WHOLE = "default"
 VARIANTS = (
@@ -31,6 +32,16 @@ VARIANTS = (
     Policies(name="no price of decoding", placement="default", queue=QUEUE, settings={"delay_decoding": 0.0}),
     Policies(name="decoding twice as dear", placement="default", queue=QUEUE, settings={"delay_decoding": 0.5}),
     Policies(name="wait only", placement="default", queue=QUEUE, settings={"delay_others": 0.0, "delay_decoding": 0.0}),
+    *(
+        Policies(name=name, placement="default", queue=QUEUE, settings={"delay_without": term})
+        for name, term in (
+            ("longest match only", "shorter"),
+            ("no wanted copies", "copies"),
+            ("waits for all queued", "tenants"),
+            ("overtakes for nothing", "overtaken"),
+            ("no decode slots", "slots"),
+        )
+    ),
 )
 
 

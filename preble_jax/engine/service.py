@@ -41,6 +41,7 @@ class GroupInfo:
     max_model_len: int
     page_size: int
     num_pages: int
+    max_num_seqs: int
     generation: int
 
 
@@ -87,6 +88,7 @@ class EngineService:
             max_model_len=engine.limits.max_model_len,
             page_size=engine.config.kv.page_size,
             num_pages=engine.cache.pool.num_pages,
+            max_num_seqs=engine.limits.max_num_seqs,
             generation=engine.cache.events.generation,
         )
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()

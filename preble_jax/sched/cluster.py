@@ -27,6 +27,9 @@ class ClusterState:
         self.uniform_cost = True
         self.page_size = page_size
         self.num_outstanding = 0
+        self.num_queued = 0
+        self.queued_tokens = 0
+        self.output_tokens = 0
         self._assigned: Window[Assignment] = Window(settings.window_s)
         self._answered: Window[tuple[Group, int]] = Window(settings.window_s)
 
@@ -42,6 +45,12 @@ class ClusterState:
     def up(self) -> int:
         """Mask of the groups that may be given requests."""
         return self.groups.up
+
+    def expected_output(self, max_tokens: int) -> int:
+        """As of a group (Group.expected_output), from the outputs of all."""
+        num_outputs = len(self._answered)
+        expected = -(-self.output_tokens // num_outputs) if num_outputs else 0
+        return min(expected, max_tokens) if max_tokens else expected
 
     def set_cost(self, group: Group, cost: CostModel) -> None:
         """A cost model of the group's own, for what is placed from now on."""
@@ -91,24 +100,33 @@ class ClusterState:
         self._assigned.add(now, assignment)
         group.assigned(prefill_ns, 1)
         self.num_outstanding += 1
+        self.num_queued += 1
+        self.queued_tokens += missed
         group.took(request.tenant, missed, num_blocks)
         return assignment
 
     def started(self, assignment: Assignment) -> None:
         """The request's first token came: its prefill is no longer in flight."""
-        assignment.group.computed(assignment.tenant, assignment.queued_tokens)
+        self._computed(assignment)
         assignment.queued_tokens = 0
 
     def ended(self, assignment: Assignment) -> None:
         """The request is outstanding no more."""
-        assignment.group.computed(assignment.tenant, assignment.queued_tokens)
+        self._computed(assignment)
         self.num_outstanding -= 1
         assignment.group.gave_back(assignment.num_blocks)
+
+    def _computed(self, assignment: Assignment) -> None:
+        """0 queued tokens: it was said before."""
+        self.num_queued -= assignment.queued_tokens > 0
+        self.queued_tokens -= assignment.queued_tokens
+        assignment.group.computed(assignment.tenant, assignment.queued_tokens)
 
     def answer(self, group: Group, output_tokens: int, now: float) -> None:
         """Records the output of a finished request."""
         if group.state != "gone":
             self._answered.add(now, (group, output_tokens))
+            self.output_tokens += output_tokens
             group.answered(output_tokens, 1)
 
     def apply_events(self, group: Group, batch: EventBatch) -> None:
@@ -141,6 +159,7 @@ class ClusterState:
             group.assigned(assignment.prefill_ns, -1)
             self.groups.retire(group)
         for group, output_tokens in self._answered.expire(now):
+            self.output_tokens -= output_tokens
             group.answered(output_tokens, -1)
             self.groups.retire(group)
         self.forest.expire(now)
@@ -202,6 +221,8 @@ class ClusterState:
     def validate(self) -> None:
         """Raises InvariantError if the forest is damaged or a group's sums are not those of the window."""
         validate_forest(self.forest)
+        if self.output_tokens != (total := sum(tokens for _, tokens in self._answered)):
+            raise InvariantError(f"output tokens of the window: kept {self.output_tokens} != found {total}")
         for group in self.groups.by_name.values():
             mine = [a.prefill_ns for a in self._assigned if a.group is group]
             outputs = [tokens for owner, tokens in self._answered if owner is group]

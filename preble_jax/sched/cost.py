@@ -31,6 +31,11 @@ class CostModel(Protocol):
         """Time by which that many output tokens lengthen steps that are run in any case."""
         ...
 
+    def slot_ns(self, num_tokens: float, num_slots: int) -> int:
+        """Time until one of num_slots decode slots is free, when all are taken by outputs of that many tokens on
+        average, which began at any time."""
+        ...
+
 
 class LinearCostModel:
     """prefill = base + per token, decode = per token; in seconds. Not to be changed: make a new one.
@@ -72,3 +77,7 @@ class LinearCostModel:
 
     def row_ns(self, num_tokens: float) -> int:
         return round(self.decode_row_s * num_tokens * NS_PER_S)
+
+    def slot_ns(self, num_tokens: float, num_slots: int) -> int:
+        """An output takes num_tokens steps of base + num_slots * row seconds; num_slots of them end meanwhile."""
+        return round((self.prefill_base_s / num_slots + self.decode_row_s) * num_tokens * NS_PER_S)

@@ -77,17 +77,20 @@ class GlobalScheduler:
 
     # --- groups
 
-    def add_group(self, group: str, num_pages: int, generation: int, now: float) -> list[Instruction]:
+    def add_group(
+        self, group: str, num_pages: int, generation: int, now: float, *, max_num_seqs: int = 0
+    ) -> list[Instruction]:
         """A group came up, came back, or registers again (the same generation goes on draining if it was). Always asks
-        for a snapshot: events may have been made, and lost, before the scheduler knew the group.
+        for a snapshot: events may have been made, and lost, before the scheduler knew the group. max_num_seqs:
+        sequences that it runs at a time; 0: not known.
 
         Raises InvalidRequestError, also for a generation older than the one that is up.
         """
         now = self._time(now)
-        if not group or num_pages < 1 or generation < 0:
+        if not group or num_pages < 1 or generation < 0 or max_num_seqs < 0:
             raise InvalidRequestError(
-                f"add_group: expected a name, num_pages >= 1 and generation >= 0, got {group!r}, {num_pages} and "
-                f"{generation}"
+                f"add_group: expected a name, num_pages >= 1, generation >= 0 and max_num_seqs >= 0, got {group!r}, "
+                f"{num_pages}, {generation} and {max_num_seqs}"
             )
         known = self._groups.by_name.get(group)
         if known is not None and known.state != "gone" and generation < known.cursor.generation:
@@ -105,6 +108,7 @@ class GlobalScheduler:
                 self._groups.set_state(known, "up")
                 self._policy.group_added(known.slot)
             self._groups.resize(known, num_pages)
+        known.max_num_seqs = max_num_seqs
         known.heard_at = now
         known.cursor.ask(now, 0.0)
         return [RequestSnapshot(group)]
@@ -343,6 +347,12 @@ class GlobalScheduler:
         if self._state.num_outstanding != len(self._outstanding):
             raise InvariantError(
                 f"outstanding requests: kept {self._state.num_outstanding} != found {len(self._outstanding)}"
+            )
+        waiting = [a.queued_tokens for a in self._outstanding.values() if a.queued_tokens]
+        if (self._state.num_queued, self._state.queued_tokens) != (len(waiting), sum(waiting)):
+            raise InvariantError(
+                f"queued requests and their tokens: kept {self._state.num_queued} and {self._state.queued_tokens} != "
+                f"found {len(waiting)} and {sum(waiting)}"
             )
         for group in self._groups.by_name.values():
             mine = [a for a in self._outstanding.values() if a.group is group]

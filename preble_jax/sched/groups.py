@@ -24,6 +24,7 @@ State = Literal["up", "draining", "gone"]
 class Group:
     """One device group. The sums over the window H are kept by adding what comes and subtracting what leaves.
 
+    max_num_seqs: sequences that run at a time; 0: not known, taken for any number.
     cost: what work costs here; fit: what refines it. rank: decides between groups of equal cost. load_ns: L of E2.
     decode_ns: the part of L that is decoding.
     num_waiting, num_running: as the group last reported them. num_outstanding: placed here and not reported finished;
@@ -36,6 +37,7 @@ class Group:
         self.slot = slot
         self.rank = rank
         self.num_pages = num_pages
+        self.max_num_seqs = 0
         self.cursor = EventCursor(generation)
         self.cost = cost
         self.fit: StepFit | None = None

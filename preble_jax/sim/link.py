@@ -35,8 +35,14 @@ class SchedulerLink:
     def join(self, group: SimGroup, now: float) -> None:
         """A process says hello; at once."""
         self._groups[group.name] = group
-        num_pages = group.cache.pool.num_pages
-        self._carry_out(self.scheduler.add_group(group.name, num_pages, group.cache.events.generation, now), now)
+        instructions = self.scheduler.add_group(
+            group.name,
+            group.cache.pool.num_pages,
+            group.cache.events.generation,
+            now,
+            max_num_seqs=group.limits.max_num_seqs,
+        )
+        self._carry_out(instructions, now)
 
     def leave(self, group: SimGroup, now: float) -> None:
         """Its link broke."""

@@ -19,6 +19,7 @@ class FakeInfo:
     max_model_len: int = 512
     page_size: int = 4
     num_pages: int = 1000
+    max_num_seqs: int = 8
     generation: int = 1
 
 

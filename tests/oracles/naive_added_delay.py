@@ -31,6 +31,9 @@ class LeastAddedDelay(Router):
         asked = self.cluster.asked[name]
         cached = {i: self.cluster.cached(prompt, num_tokens, i) for i in groups}
         prices = self.cost_of(groups[0])
+        output = self.cluster.expected_output(self.everybody, asked.max_tokens)
+        everything = [s.missed for i in self.everybody for s in self.cluster.running(i) if not s.started]
+        a_request_has_queued = Fraction(sum(everything), len(everything)) if everything else Fraction(1)
 
         def dear(i: int) -> int:
             """Tokens between what i holds and the longest match, a stretch after the other of those that the same
@@ -44,17 +47,29 @@ class LeastAddedDelay(Router):
             queued = self.queued(i)
             num_tenants = len(queued.keys() | {asked.tenant})
             ahead = min(queued.total(), (queued[asked.tenant] + missed) * num_tenants)
-            waiting, own = self.cost_of(i).prefill_ns(ahead), self.cost_of(i).prefill_ns(missed)
+            waiting = self.cost_of(i).prefill_ns(ahead) + self.wait_for_slot(i, ahead, queued.total(), output)
+            own = self.cost_of(i).prefill_ns(missed)
+            token_ns = prices.prefill_ns(queued.total() + missed) - prices.prefill_ns(queued.total())
+            overtaken = math.floor(token_ns * (queued.total() - ahead) / a_request_has_queued)
             a_group_has = Fraction(sum(self.cluster.queue(j) for j in self.everybody), len(self.everybody))
             others = Fraction(self.settings.delay_others) * a_group_has * prices.prefill_ns(dear(i))
-            rows = prices.row_ns(self.cluster.expected_output(i, asked.max_tokens))
-            return waiting + own + others + Fraction(self.settings.delay_decoding) * self.cluster.queue(i) * rows
+            rows = prices.row_ns(output)
+            decoding = Fraction(self.settings.delay_decoding) * self.cluster.queue(i) * rows
+            return waiting + own + overtaken + others + decoding
 
         self.order = sorted(groups, key=lambda i: (added_delay(i), self.work(i), self.cluster.ranks[i]))
         best = self.order[0]
         self.placed.append((self.cluster.now, best, self.cost_of(best).prefill_ns(num_tokens - cached[best])))
         self.decision = "exploit" if cached[best] > num_tokens / 2 else "explore"
         return best
+
+    def wait_for_slot(self, i: int, ahead: int, queued: int, output: int) -> int:
+        """Every sequence that has to end takes as long as an output in a full batch, over their number."""
+        slots = self.cluster.max_num_seqs
+        if self.cluster.queue(i) < slots:
+            return 0
+        share = Fraction(ahead, queued) if queued else Fraction(0)
+        return math.floor((1 + (self.cluster.queue(i) - slots) * share) * self.cost_of(i).slot_ns(output, slots))
 
     def surplus(self, prompt: Sequence[bytes], length: int, cached: Mapping[int, int]) -> Fraction:
         """0: the prefix of that many tokens wants another copy. 1: it has as many as it wants, at least."""

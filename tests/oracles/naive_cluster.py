@@ -29,15 +29,23 @@ class Sent:
 
 
 class NaiveCluster:
-    """ranks: who wins between equals."""
+    """ranks: who wins between equals. max_num_seqs: sequences that a group runs at a time."""
 
     def __init__(
-        self, *, page_size: int, window_s: float, ttl_s: float, ranks: Sequence[float], num_pages: Sequence[int]
+        self,
+        *,
+        page_size: int,
+        window_s: float,
+        ttl_s: float,
+        ranks: Sequence[float],
+        num_pages: Sequence[int],
+        max_num_seqs: int,
     ) -> None:
         self.page_size = page_size
         self.window_s = window_s
         self.ranks = ranks
         self.num_pages = num_pages
+        self.max_num_seqs = max_num_seqs
         self.forest = NaiveForest(ttl_s=ttl_s)
         self.asked: dict[str, Asked] = {}
         self.sent: list[Sent] = []
@@ -56,7 +64,7 @@ class NaiveCluster:
 
     def send(self, name: str, prompt: Sequence[bytes], num_tokens: int, group: int) -> None:
         missed = num_tokens - self.cached(prompt, num_tokens, group)
-        expected = self.expected_output(group, self.asked[name].max_tokens)
+        expected = self.expected_output([group], self.asked[name].max_tokens)
         pages = -(-(num_tokens + expected) // self.page_size)
         self.sent.append(Sent(name, self.now, group, missed, pages, self.forest.assign(prompt, group, self.now)))
 
@@ -90,8 +98,8 @@ class NaiveCluster:
     def recent_outputs(self, i: int) -> list[int]:
         return [tokens for at, group, tokens in self.outputs if group == i and at + self.window_s > self.now]
 
-    def expected_output(self, i: int, max_tokens: int) -> int:
-        outputs = self.recent_outputs(i)
+    def expected_output(self, groups: Collection[int], max_tokens: int) -> int:
+        outputs = [tokens for i in groups for tokens in self.recent_outputs(i)]
         expected = -(-sum(outputs) // len(outputs)) if outputs else 0
         return min(expected, max_tokens) if max_tokens else expected
 

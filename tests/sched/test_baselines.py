@@ -33,6 +33,7 @@ from preble_jax.sched.step_fit import StepTotals
 
 PAGE_SIZE = 4
 NUM_PAGES = (9, 14, 10, 12)
+MAX_NUM_SEQS = 3
 COST = LinearCostModel(prefill_base_s=0.001, prefill_token_s=0.001, decode_token_s=0.0003)
 
 
@@ -69,6 +70,7 @@ class Side:
             ttl_s=sched.optimistic_ttl_s,
             ranks=[ranks.random() for _ in NUM_PAGES],
             num_pages=NUM_PAGES,
+            max_num_seqs=MAX_NUM_SEQS,
         )
         if sched.policy == "least_added_delay":
             self.oracle: Router = LeastAddedDelay(self.cluster, sched, lambda i: self.real.cost_of(str(i)))
@@ -81,7 +83,7 @@ class Side:
         self.num_placed = 0
         self.decisions: Counter[str] = Counter()
         for group, num_pages in enumerate(NUM_PAGES):
-            self.real.add_group(str(group), num_pages, 0, self.now)
+            self.real.add_group(str(group), num_pages, 0, self.now, max_num_seqs=MAX_NUM_SEQS)
 
     def place(
         self, path: Sequence[int], extra: int, max_tokens: int, excluded: frozenset[int], tenant: str = "default"
@@ -479,9 +481,10 @@ def test_what_is_refused_changes_no_later_decision(policy: str) -> None:
         ("released_high_load", 0.9),
         ("delay_others", -0.1),
         ("delay_decoding", float("nan")),
+        ("delay_without", "slots,pages"),
         ("released_min_requests", -1),
     ],
 )
-def test_a_setting_out_of_range_is_named(name: str, value: float) -> None:
+def test_a_setting_out_of_range_is_named(name: str, value: float | str) -> None:
     with pytest.raises(ConfigError, match=f"sched.{name}: expected"):
         SchedSettings(**{name: value})

@@ -10,17 +10,16 @@ from preble_jax.config import SchedSettings
 from preble_jax.kv.events import BlocksStored, EventBatch
 from preble_jax.sched import GlobalScheduler, Placement, PlaceRequest
 from preble_jax.sched.cost import LinearCostModel
-from preble_jax.sched.placement.least_added_delay import NUM_LOOKED_AT
 
 PAGE_SIZE = 4
 COST = LinearCostModel(prefill_base_s=0.0, prefill_token_s=0.01, decode_token_s=0.002, decode_row_s=0.001)
 LONG = (1,) * 10
 
 
-def scheduler(num_groups: int = 2, **kwargs) -> GlobalScheduler:
+def scheduler(num_groups: int = 2, max_num_seqs: int = 0, **kwargs) -> GlobalScheduler:
     made = GlobalScheduler(SchedSettings(**{"group_timeout_s": 1e9, **kwargs}), PAGE_SIZE, cost=COST)
     for group in range(num_groups):
-        made.add_group(str(group), 10_000, 0, 0.0)
+        made.add_group(str(group), 10_000, 0, 0.0, max_num_seqs=max_num_seqs)
     return made
 
 
@@ -65,15 +64,17 @@ def test_on_an_idle_cluster_new_prefixes_go_where_the_fewest_were_sent() -> None
 
 
 def test_a_shorter_match_on_an_idle_group_beats_the_longest_behind_a_queue() -> None:
-    made = scheduler(3)
-    store(made, "0", LONG)
-    store(made, "1", LONG[:9])
-    busy(made, "0", 3, started=True)
-    assert place(made, "a", LONG).group == "0", "who decodes there is not waited for"
-    made.finished("a", 1, 0, 0.0)
-    busy(made, "0", 2)  # 9 tokens before it, where 1 has 4 more to compute and nobody waits
-    placement = place(made, "b", LONG)
-    assert (placement.group, placement.matched_tokens, placement.alternatives[0]) == ("1", 36, "0")
+    for left_out, expected in (("", ("1", 36, "0")), ("shorter", ("0", 40, "2"))):
+        made = scheduler(3, delay_without=left_out)
+        store(made, "0", LONG)
+        store(made, "1", LONG[:9])
+        busy(made, "0", 3, started=True)
+        busy(made, "1", 3, started=True)
+        assert place(made, "a", LONG).group == "0", "who decodes there is not waited for"
+        made.finished("a", 1, 0, 0.0)
+        busy(made, "0", 2)  # 9 tokens before it, where 1 has 4 more to compute and nobody waits
+        placement = place(made, "b", LONG)
+        assert (placement.group, placement.matched_tokens, placement.alternatives[0]) == expected
 
 
 def test_what_nobody_shares_goes_to_the_shortest_wait_whatever_the_price_of_work() -> None:
@@ -116,8 +117,8 @@ def test_the_price_of_work_grows_with_what_is_outstanding_anywhere() -> None:
 def test_a_hot_prefix_gets_as_many_copies_as_its_share_of_the_requests_wants() -> None:
     """The price of work is prohibitive, but a copy that is wanted costs its own time only."""
 
-    def num_holders(share: float) -> int:
-        made = scheduler(4, delay_others=1000.0, delay_decoding=0.0)
+    def num_holders(share: float, **kwargs: str) -> int:
+        made = scheduler(4, delay_others=1000.0, delay_decoding=0.0, **kwargs)
         groups = set()
         for i in range(400):
             hot = int((i + 1) * share) > int(i * share)
@@ -129,11 +130,12 @@ def test_a_hot_prefix_gets_as_many_copies_as_its_share_of_the_requests_wants() -
     assert num_holders(0.02) == 1
     assert num_holders(0.5) == 2
     assert num_holders(1.0) == 4
+    assert num_holders(1.0, delay_without="copies") == 1
 
 
 def test_a_flood_of_one_tenant_does_not_scare_another_away_from_its_prefix() -> None:
-    def choice(tenant: str) -> str:
-        made = scheduler(2, delay_others=0.0, delay_decoding=0.0)
+    def choice(tenant: str, **kwargs: str) -> str:
+        made = scheduler(2, delay_others=0.0, delay_decoding=0.0, **kwargs)
         store(made, "0", LONG)
         for _ in range(30):
             busy(made, "0", 10, tenant="greedy")
@@ -141,10 +143,12 @@ def test_a_flood_of_one_tenant_does_not_scare_another_away_from_its_prefix() -> 
 
     assert choice("modest") == "0", "one token of its own, and as much of the flood"
     assert choice("greedy") == "1", "who floods waits for all of it"
+    assert choice("modest", delay_without="tenants") == "1"
 
 
 def test_what_a_tenant_has_queued_counts_for_each_that_has() -> None:
-    """Tenants: own 5 tokens, two others far more; a request of 1 token waits for at most (5 + 1) * 3."""
+    """Tenants: own 5 tokens, two others far more; a request of 1 token waits for at most (5 + 1) * 3, and its token
+    delays the three or four that it overtakes."""
 
     def choice(elsewhere: int) -> str:
         made = scheduler(2, delay_others=0.0, delay_decoding=0.0)
@@ -158,7 +162,52 @@ def test_what_a_tenant_has_queued_counts_for_each_that_has() -> None:
         return place(made, "a", LONG, tenant="own").group
 
     assert choice(4) == "1", "17 tokens"
-    assert choice(5) == "0", "21 tokens"
+    assert choice(6) == "0", "25 tokens"
+
+
+def test_nobody_waits_for_more_than_what_is_queued() -> None:
+    """Both groups have less queued than a tenant's share would be, and the better one was sent more before."""
+    made = scheduler(2, delay_others=0.0, delay_decoding=0.0, delay_without="overtaken")
+    made.finished(busy(made, "0", 9), 1, 0, 0.0)
+    busy(made, "0", 1, tenant="b")
+    busy(made, "1", 2, tenant="b")
+    assert place(made, "a", LONG, tenant="own").group == "0"
+
+
+def test_a_request_overtakes_where_the_fewest_wait_behind_it() -> None:
+    """It waits for its tenant's share on either group, and delays who is left of the flood."""
+
+    def choice(**kwargs: str) -> str:
+        made = scheduler(2, delay_others=0.0, delay_decoding=0.0, **kwargs)
+        made.finished(busy(made, "1", 500), 1, 0, 0.0)  # by the work of the window, 0 is the better one
+        for i in range(30):
+            busy(made, str(int(i < 10)), 10, tenant="greedy")
+        return place(made, "a", LONG, tenant="modest").group
+
+    assert choice() == "1"
+    assert choice(delay_without="overtaken") == "0"
+
+
+def test_a_full_group_makes_wait_for_a_decode_slot() -> None:
+    """Outputs of 80 tokens, of which four end every 4 * 80 ms: 80 ms for each slot, or 8 tokens of a prompt."""
+
+    def choice(pages_elsewhere: int, num_running: int = 4, num_waiting: int = 0, **kwargs: str | int) -> str:
+        made = scheduler(2, **{"max_num_seqs": 4, "delay_others": 0.0, "delay_decoding": 0.0, **kwargs})
+        made.finished(busy(made, "0", 1), 80, 0, 0.0)
+        for _ in range(num_running):
+            busy(made, "0", 0, started=True)
+        for _ in range(num_waiting):
+            busy(made, "0", 0)
+        busy(made, "1", pages_elsewhere)
+        return place(made, "a", LONG).group
+
+    assert choice(1) == "1", "5 tokens"
+    assert choice(2) == "0", "9 tokens"
+    assert choice(1, num_running=3) == "0", "a slot is free"
+    assert choice(1, max_num_seqs=0) == "0", "it did not say how many it runs"
+    assert choice(1, delay_without="slots") == "0"
+    assert choice(6, num_waiting=2) == "1", "2 tokens and three slots against 25 tokens"
+    assert choice(7, num_waiting=2) == "0", "against 29"
 
 
 def test_groups_are_told_apart_by_what_they_need_themselves() -> None:
@@ -169,6 +218,17 @@ def test_groups_are_told_apart_by_what_they_need_themselves() -> None:
     assert place(made, "a", LONG).group == "1"
     busy(made, "1", 20)
     assert place(made, "b", LONG).group == "0"
+
+
+def test_a_faster_group_is_found_among_those_that_hold_less() -> None:
+    """By the prices of group 0, whoever holds nothing is out of the question."""
+    made = scheduler(5, delay_others=0.0)
+    for group in "0123":
+        store(made, group, LONG)
+    made._state.set_cost(
+        made._groups.get("4"), LinearCostModel(prefill_base_s=0.0, prefill_token_s=0.0001, decode_token_s=0.002)
+    )
+    assert place(made, "a", LONG).group == "4"
 
 
 def test_as_many_groups_of_a_level_as_are_looked_at_are_those_with_the_fewest_requests() -> None:
@@ -183,8 +243,8 @@ def test_as_many_groups_of_a_level_as_are_looked_at_are_those_with_the_fewest_re
             busy(made, best, 1, started=True)
         return place(made, "a", LONG).group
 
-    assert choice(NUM_LOOKED_AT) == str(NUM_LOOKED_AT - 1)
-    assert choice(NUM_LOOKED_AT + 1) != str(NUM_LOOKED_AT)
+    assert choice(64) == "63"
+    assert choice(65) != "64"
 
 
 def test_holders_are_found_among_a_thousand_groups() -> None:

@@ -7,14 +7,17 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from fakes.deployment import CONFIG
+from fakes.deployment import CONFIG, until
+from fakes.engine import FakeInfo
 from preble_jax.config import Config, SchedSettings
 from preble_jax.errors import GroupUnavailableError, InvalidRequestError, NotFoundError
+from preble_jax.sched import GlobalScheduler
 from serve.protos.preble.v1 import scheduler_pb2 as pb
 from serve.protos.preble.v1 import scheduler_pb2_grpc
 from serve.scheduler import Scheduler
 from serve.status import transport_errors
 from serve.transport import open_channel
+from serve.worker import make_hello
 
 HASHES = [bytes([i]) * 16 for i in range(3)]
 
@@ -48,6 +51,18 @@ async def test_a_hello_is_answered_with_a_wish_for_a_snapshot(stub: scheduler_pb
     await call.write(hello())
     assert await next_message(call) == "snapshot_request"
     call.cancel()
+
+
+async def test_a_worker_says_how_many_sequences_it_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(GlobalScheduler, "add_group", lambda *_, max_num_seqs, **__: told.append(max_num_seqs) or [])
+    async with Scheduler(CONFIG, 0) as scheduler, open_channel(scheduler.address) as channel:
+        call = scheduler_pb2_grpc.SchedulerStub(channel).Connect()
+        message = make_hello("a", "a:1", FakeInfo(max_num_seqs=5), "fair")
+        await call.write(pb.WorkerMessage(hello=message))
+        await until(lambda: bool(told))
+        call.cancel()
+    assert told == [5]
 
 
 async def test_a_gap_in_the_events_is_answered_with_another(stub: scheduler_pb2_grpc.SchedulerStub) -> None:

@@ -59,7 +59,8 @@ class Cluster(Protocol):
     """The state policies decide on. What it says holds until the next change of it.
 
     up: mask of the groups that may be given requests at all. uniform_cost: all groups have the same cost model.
-    num_outstanding: requests placed and not ended, on all groups. num_assigned: requests of the window, on all groups.
+    On all groups: num_outstanding: requests placed and not ended; of these num_queued without a first token so far,
+    with queued_tokens prompt tokens to be computed. num_assigned: requests of the window.
     """
 
     @property
@@ -67,6 +68,12 @@ class Cluster(Protocol):
 
     @property
     def num_outstanding(self) -> int: ...
+
+    @property
+    def num_queued(self) -> int: ...
+
+    @property
+    def queued_tokens(self) -> int: ...
 
     @property
     def up(self) -> int: ...
@@ -78,6 +85,10 @@ class Cluster(Protocol):
     def page_size(self) -> int: ...
 
     def at(self, slot: int) -> Group: ...
+
+    def expected_output(self, max_tokens: int) -> int:
+        """Output tokens of a request with that budget (0: none), from the window's average of all groups."""
+        ...
 
     def by_load(self, mask: int) -> Iterable[Group]:
         """The groups of a mask by L, the least first (equal ones by rank)."""

@@ -1,13 +1,18 @@
 """Least added delay: the group where a request costs the least time, its own and that of others.
 
-    added delay on group i = wait_i + own_i + others * n * dear_i + decoding * n_i * rows      (seconds)
+    added delay on group i = wait_i + own_i + overtaken_i + others * n * dear_i + decoding * n_i * rows      (seconds)
 
-- wait_i: time to compute what is queued on i and will go first. Queued: prompt tokens of requests sent there whose
-  first token has not come. The groups' queues are fair between tenants: a tenant waits for what it has queued itself
-  and for as much of each other tenant's, not for a flood of somebody else's; so at most (its own queue and this
-  request) * tenants that have something queued.
+- wait_i: time until its turn comes. Queued on i are requests sent there whose first token has not come, and their
+  prompt tokens have to be computed first. The groups' queues are fair between tenants: a tenant waits for what it has
+  queued itself and for as much of each other tenant's, not for a flood of somebody else's; so at most (its own queue
+  and this request) * tenants that have something queued: `ahead`, of all queued tokens. And a group runs a number of
+  sequences at a time: when as many are outstanding, one of them has to end first, and one more for each request that
+  waits for the same and goes first, which is the share of ahead in what is queued. They end one per output's time in a
+  full batch over their number.
 - own_i: time to compute the tokens of its prompt that i does not hold. Every length of match is a candidate: a shorter
   one on an idle group is weighed against the longest one behind a queue.
+- overtaken_i: what a tenant does not wait for waits for it instead. Each request that goes later for its sake is
+  delayed by its tokens: the queued tokens that are not ahead, over what requests have queued on average.
 - others * n * dear_i: while a group computes what another one holds already, those that come after it wait. n: requests
   outstanding for each group of the cluster, which stands for how many that will be. dear_i: time to compute the tokens
   that i lacks and another group holds, without those of prefixes that want more copies than there are.
@@ -16,7 +21,8 @@
   min(max(h + 1 - c, 0), 1) of its tokens are dear. Where nothing is shared nothing is dear, and the shortest wait
   decides.
 - decoding * n_i * rows: its output tokens lengthen the steps of the n_i requests that are on i, as theirs do its own.
-  rows: what the output expected of it adds to steps that are run in any case.
+  rows: what the output expected of it adds to steps that are run in any case. The average of all groups' outputs, not
+  of i's: what is multiplied by n_i must not differ by chance.
 
 So at low load, where n is 0, a prompt goes where its first token comes soonest, and hot prefixes spread over idle
 groups by themselves; the fuller the cluster, the more an uncached token weighs, and the more prefixes stay where they
@@ -50,18 +56,23 @@ Levels = list[tuple[int, int]]
 
 
 class LeastAddedDelay(PlacementPolicy):
-    """The settings' delay_others and delay_decoding are the two weights."""
+    """The settings' delay_others and delay_decoding are the two weights; delay_without leaves terms out."""
 
     def __init__(self, settings: SchedSettings) -> None:
         self._others = settings.delay_others
         self._decoding = settings.delay_decoding
+        left_out = settings.terms_left_out
+        self._slots, self._overtaken = "slots" not in left_out, "overtaken" not in left_out
+        self._tenants = "tenants" not in left_out
+        self._copies, self._shorter = "copies" not in left_out, "shorter" not in left_out
 
     def choose(self, query: Query, cluster: Cluster) -> Proposal:
         ranked: Ranked = []
         price = cluster.at((query.eligible & -query.eligible).bit_length() - 1).cost
         others = self._others * cluster.num_outstanding / cluster.up.bit_count()
-        levels = all_levels(query)
-        for (mask, tokens), dear in zip(levels, _dear_tokens(levels, query, cluster), strict=True):
+        levels = all_levels(query) if self._shorter else _longest_or_nothing(query)
+        dear_tokens = _dear_tokens(levels, query, cluster) if self._copies else [levels[0][1] - n for _, n in levels]
+        for (mask, tokens), dear in zip(levels, dear_tokens, strict=True):
             if mask:
                 missed = query.request.num_tokens - tokens
                 others_ns = others * price.prefill_ns(dear)
@@ -69,20 +80,29 @@ class LeastAddedDelay(PlacementPolicy):
                 least_ns = price.prefill_ns(missed) + others_ns
                 if cluster.uniform_cost and len(ranked) == NUM_RANKED and least_ns > ranked[-1][0]:
                     break
-                self._rank(ranked, _worth_a_look(cluster, mask), missed, others_ns, query, price)
+                self._rank(ranked, _worth_a_look(cluster, mask), missed, others_ns, query, cluster, price)
         slots = [slot for _, _, _, slot in ranked]
         matched = next((tokens for mask, tokens in query.levels if mask >> slots[0] & 1), 0)
         return Proposal(slots, "exploit" if 2 * matched > query.request.num_tokens else "explore")
 
     def _rank(
-        self, ranked: Ranked, groups: Iterable[Group], missed: int, others_ns: float, query: Query, price: CostModel
+        self,
+        ranked: Ranked,
+        groups: Iterable[Group],
+        missed: int,
+        others_ns: float,
+        query: Query,
+        cluster: Cluster,
+        price: CostModel,
     ) -> None:
         """Inserts the best of a level, in which every group has to compute `missed` tokens, which costs others_ns.
 
         A group is left out as soon as what is known of its delay is too much; an idle one has no queue and delays
         nobody that is there."""
-        tenant, max_tokens = query.request.tenant, query.request.max_tokens
+        tenant = query.request.tenant
         own_ns = price.prefill_ns(missed)
+        output = cluster.expected_output(query.request.max_tokens)
+        rows_ns = self._decoding * price.row_ns(output)
         worst_ns = ranked[-1][0] if len(ranked) == NUM_RANKED else math.inf
         for group in groups:
             cost = group.cost
@@ -90,11 +110,17 @@ class LeastAddedDelay(PlacementPolicy):
             if delay_ns > worst_ns:
                 continue
             if group.num_outstanding:
-                rows_ns = price.row_ns(group.expected_output(max_tokens))
-                delay_ns += self._decoding * group.num_outstanding * rows_ns
+                delay_ns += group.num_outstanding * rows_ns
                 if delay_ns > worst_ns:
                     continue
-                delay_ns += cost.prefill_ns(_tokens_ahead(group, tenant, missed))
+                queued = group.queued_tokens
+                ahead = _tokens_ahead(group, tenant, missed) if self._tenants else queued
+                delay_ns += cost.prefill_ns(ahead)
+                if ahead < queued and self._overtaken:
+                    later_ns = price.prefill_ns(queued + missed) - price.prefill_ns(queued)
+                    delay_ns += later_ns * (queued - ahead) * cluster.num_queued // cluster.queued_tokens
+                if 0 < group.max_num_seqs <= group.num_outstanding and self._slots:
+                    delay_ns += _wait_for_slot_ns(group, ahead, cost.slot_ns(output, group.max_num_seqs))
             if delay_ns <= worst_ns:
                 insort(ranked, (delay_ns, group.load_ns, group.rank, group.slot))
                 if len(ranked) >= NUM_RANKED:
@@ -118,6 +144,12 @@ def _dear_tokens(levels: Levels, query: Query, cluster: Cluster) -> list[int]:
     return [*found, dear]
 
 
+def _longest_or_nothing(query: Query) -> Levels:
+    """Who holds less than the longest match counts as holding nothing."""
+    longest = query.levels[:1]
+    return [*longest, (query.eligible & ~sum(mask for mask, _ in longest), 0)]
+
+
 def _worth_a_look(cluster: Cluster, mask: int) -> Iterable[Group]:
     """Those with the fewest requests outstanding, of a level that has too many groups; else all, in any order."""
     if mask.bit_count() <= NUM_LOOKED_AT:
@@ -132,3 +164,9 @@ def _tokens_ahead(group: Group, tenant: str, missed: int) -> int:
         return group.queued_tokens
     num_tenants = len(by_tenant) + (tenant not in by_tenant)
     return min(group.queued_tokens, (by_tenant.get(tenant, 0) + missed) * num_tenants)
+
+
+def _wait_for_slot_ns(group: Group, ahead: int, slot_ns: int) -> int:
+    """Of a request that has so many queued tokens ahead of it, on a full group that frees a slot every slot_ns."""
+    waiting = group.num_outstanding - group.max_num_seqs
+    return slot_ns + (waiting * slot_ns * ahead // group.queued_tokens if group.queued_tokens else 0)

@@ -123,7 +123,7 @@ class SchedulerMessage(_message.Message):
     def __init__(self, snapshot_request: _Optional[_Union[SnapshotRequest, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("group", "model", "vocab_size", "max_model_len", "page_size", "num_pages", "generation", "queue")
+    __slots__ = ("group", "model", "vocab_size", "max_model_len", "page_size", "num_pages", "generation", "queue", "max_num_seqs")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +132,7 @@ class Hello(_message.Message):
     NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
+    MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     group: GroupAddress
     model: str
     vocab_size: int
@@ -140,7 +141,8 @@ class Hello(_message.Message):
     num_pages: int
     generation: int
     queue: str
-    def __init__(self, group: _Optional[_Union[GroupAddress, _Mapping]] = ..., model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., page_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., generation: _Optional[int] = ..., queue: _Optional[str] = ...) -> None: ...
+    max_num_seqs: int
+    def __init__(self, group: _Optional[_Union[GroupAddress, _Mapping]] = ..., model: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., page_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., generation: _Optional[int] = ..., queue: _Optional[str] = ..., max_num_seqs: _Optional[int] = ...) -> None: ...
 
 class KVEventBatch(_message.Message):
     __slots__ = ("generation", "first_seq", "events")

@@ -1,0 +1,129 @@
+"""The tables of docs/experiments.md on the papers' figures, made of the result files.
+
+    python -m benchmarks.paper.tables [--results FOLDER] [--page FILE]
+
+Prints each table, and puts it in the place of the one that begins with the same line in the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.experiment import HASHING, PREBLE, RESULTS, SGLANG, select
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "experiments.md"
+Row = dict[str, Any]
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *lines)).replace(
+        "|  |", "| |"
+    )
+
+
+def mean(row: Row, measure: str, form: str) -> str:
+    """With half of the 95% interval where there are several seeds."""
+    value, half = row["summary"][measure]
+    return f"{value:{form}}" + (f" ± {half:{form}}" if row["seeds"] > 1 else "")
+
+
+def figure3(document: Mapping[str, Any]) -> str:
+    """Of each cluster and workload: the rate at which E2 gains most over round robin, and all rates together."""
+    gains: dict[tuple[str, ...], list[Row]] = {}
+    for gain in document["gains"]:
+        gains.setdefault((f"{gain['groups']} x {gain['cost']}", gain["workload"]), []).append(gain)
+    mean_key, p99_key = f"{SGLANG.name} latency_mean", f"{SGLANG.name} latency_p99"
+    lines = []
+    for labels, rates in gains.items():
+        known = [gain for gain in rates if gain[mean_key]]
+        most = max(known, key=lambda gain: gain[mean_key])
+        together = math.exp(sum(math.log(gain[mean_key]) for gain in known) / len(known))
+        hashing = max(rates, key=lambda gain: gain["rate"])[f"{HASHING.name} latency_mean"]
+        numbers = (f"{most[mean_key]:.1f}x", f"{most['rate']:g}/s", f"{most[p99_key]:.1f}x", f"{together:.2f}x")
+        lines.append([*labels, *numbers, f"{hashing:.2f}x"])
+    head = ["cluster", "workload", "mean, most", "at", "p99 there", "mean over all rates"]
+    return table([*head, "consistent hashing over E2, mean, at the highest rate"], lines)
+
+
+def figure4(document: Mapping[str, Any]) -> str:
+    """Mean latency by rate."""
+    rates = sorted({row["rate"] for row in document["rows"]})
+    lines = []
+    for policies in (PREBLE, SGLANG, HASHING):
+        rows = {row["rate"]: row for row in select(document["rows"], variant=policies.name)}
+        lines.append([policies.name, *(mean(rows[rate], "latency_mean_s", ".2f") for rate in rates)])
+    return table(["", *(f"{rate:g}/s" for rate in rates)], lines)
+
+
+def figure5(document: Mapping[str, Any]) -> str:
+    """Mean and p99 latency by part of Preble and point."""
+    points = list(dict.fromkeys((row["workload"], row["rate"]) for row in document["rows"]))
+    lines = []
+    for variant in dict.fromkeys(row["variant"] for row in document["rows"]):
+        cells = []
+        for workload, rate in points:
+            (row,) = select(document["rows"], variant=variant, workload=workload, rate=rate)
+            cells.append(f"{mean(row, 'latency_mean_s', '.1f')} / {row['summary']['latency_p99_s'][0]:.0f}")
+        lines.append([variant, *cells])
+    return table(["", *(f"{workload}, {rate:g}/s" for workload, rate in points)], lines)
+
+
+def d2lpm(document: Mapping[str, Any]) -> str:
+    """At the highest rate."""
+    rate = max(row["rate"] for row in document["rows"])
+    lines = []
+    for client in select(document["clients"], rate=rate):
+        labels = {key: client[key] for key in ("workload", "rate", "variant")}
+        (row,) = select(document["rows"], **labels)
+        times = (f"{client[f'{who} latency_mean_s']:.1f} s" for who in ("others' mean", "greedy"))
+        counts = [f"{row['summary'][key][0]:,.0f}" for key in ("throughput_tokens_per_s", "largest_service_gap")]
+        shares = (f"{row['summary']['hit_ratio'][0]:.2f}", mean(row, "jain_index", ".3f"))
+        lines.append(
+            [
+                labels["workload"].removeprefix("d2lpm_").upper(),
+                labels["variant"],
+                *times,
+                counts[0],
+                *shares,
+                counts[1],
+            ]
+        )
+    head = ["set", "policy", "mean latency of the others", "of the greedy one", "tokens/s", "hit ratio", "Jain"]
+    return table([*head, "largest gap"], lines)
+
+
+TABLES = {"preble_figure3": figure3, "figure4": figure4, "figure5": figure5, "d2lpm": d2lpm}
+
+
+def made(results: Path) -> dict[str, tuple[str, str]]:
+    """By experiment: the command that made its results, and the table."""
+    found = {}
+    for name, make in TABLES.items():
+        document = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        found[name] = document["command"], make(document)
+    return found
+
+
+def replaced(page: str, text: str) -> str:
+    """The page with the table in place of the one that has its first line."""
+    lines, head = page.split("\n"), text.split("\n", 1)[0]
+    first = lines.index(head)
+    last = next(index for index in range(first, len(lines)) if not lines[index].startswith("|"))
+    return "\n".join([*lines[:first], text, *lines[last:]])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
+    parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE")
+    arguments = parser.parse_args()
+    page = arguments.page.read_text(encoding="utf-8")
+    for name, (command, text) in made(arguments.results).items():
+        print(f"{name}: {command}\n{text}\n")
+        page = replaced(page, text)
+    arguments.page.write_text(page, encoding="utf-8")
