@@ -44,8 +44,8 @@ from preble_jax.sim.simulator import Simulator
 SHARED_TOKENS, TOOL_TOKENS, OWN_TOKENS, OUTPUT_TOKENS = 240, 960, (32, 128), (8, 32)
 NUM_TOOLS, ZIPF = 40, 0.8
 NUM_REQUESTS, NUM_WARM_UP, WARM_UP_S = 200, 4, 4.0
-RATES = (1.2, 1.8, 2.4)
-CALIBRATION_RATE, CALIBRATION_REQUESTS, CALIBRATION_SEED = 1.5, 60, 1_000
+RATES = (2.4, 3.3, 4.2)
+CALIBRATION_RATE, CALIBRATION_REQUESTS, CALIBRATION_SEED = 2.4, 60, 1_000
 PAGE_SIZE, NUM_PAGES, NUM_GROUPS = 16, 1456, 2  # 23,296 tokens a worker: not all tools fit on one
 # network_s, event_lag_s, and what the calibrated overhead is multiplied by.
 VARIANTS = tuple(itertools.product((0.005, 0.02), (0.0, 0.02), (0.9, 1.0, 1.1)))
