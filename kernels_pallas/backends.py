@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.cpu import usable
+from kernels_pallas.cpu.usable import has_wide_registers, runnable
 from kernels_pallas.geometry import Geometry
 
 logger = logging.getLogger(__name__)
@@ -143,8 +143,8 @@ def for_pages(name: str, page_dtype: jnp.dtype) -> Backend:
 def resolve_backend(name: str, device: jax.Device | str) -> str:
     """The backend that serves `device` (or a platform: "cpu", "tpu", "gpu") when the setting is `name`.
 
-    "auto": tpu on TPUs, gpu on Hopper (compute capability 9.0), cpu on CPUs where its kernels can be compiled, jnp on
-    everything else. The choice is logged once.
+    "auto": tpu on TPUs, gpu on Hopper (compute capability 9.0), cpu on CPUs with AVX-512 where its kernels can be
+    compiled (on others prompts take twice as long as with jnp), jnp on everything else. The choice is logged once.
     Raises ValueError for a name that is neither "auto" nor a backend's, or a compiled kernel's on another platform.
     """
     platform = device if isinstance(device, str) else device.platform
@@ -155,8 +155,8 @@ def resolve_backend(name: str, device: jax.Device | str) -> str:
     if name in ("cpu", "tpu", "gpu") and platform not in (name, *(("cuda",) if name == "gpu" else ())):
         instead = "auto or jnp" if name == "cpu" else f"auto, jnp, or {name}-interpret for a test"
         raise ValueError(f"attention backend: {name!r} cannot run on {kind}; expected {instead}")
-    if name == "cpu" and not usable():
-        raise ValueError("attention backend: 'cpu' needs llvmlite, which is not installed; expected auto or jnp")
+    if name == "cpu" and not runnable():
+        raise ValueError("attention backend: 'cpu' cannot run here, as the log says; expected auto or jnp")
     if name == "gpu" and capability not in ("", _HOPPER):
         raise ValueError(
             f"attention backend: 'gpu' is for Hopper (compute capability {_HOPPER}), and {kind} has {capability}; "
@@ -170,7 +170,7 @@ def resolve_backend(name: str, device: jax.Device | str) -> str:
 def _automatic(platform: str, kind: str, capability: str) -> str:
     if platform == "tpu":
         return "tpu"
-    if platform == "cpu" and usable():
+    if platform == "cpu" and runnable() and has_wide_registers():
         return "cpu"
     if platform in ("gpu", "cuda", "rocm"):
         if capability == _HOPPER:

@@ -18,10 +18,21 @@ _FFI_VERSIONS = range(1, 6)  # minor ones, of major 0, whose structures begin al
 
 @cache
 def usable() -> bool:
-    """True where the kernels are the fast way. Why not is said once, in the log.
+    """True where products by the kernels are faster than XLA's: where one instruction multiplies 16 pairs of bfloat16.
 
-    They are right on every processor, and fast where one instruction multiplies 16 pairs of bfloat16.
+    Why not is said once, in the log.
     """
+    if not runnable():
+        return False
+    if DOT_FEATURE not in jit.host_features():
+        logger.info("kernels for the CPU: the processor lacks %s; matrix products are XLA's", DOT_FEATURE)
+        return False
+    return True
+
+
+@cache
+def runnable() -> bool:
+    """True where the kernels can be compiled and called; they are right on every processor. Why not is said once."""
     obstacle = _obstacle()
     if obstacle is not None:
         logger.info("kernels for the CPU: %s; XLA's own operations are used, which is slower", obstacle)
@@ -36,19 +47,17 @@ def has_wide_registers() -> bool:
 
 def keep_code_in(folder: Path) -> None:
     """Where compiled kernels are kept for the next start."""
-    if usable():
+    if runnable():
         jit.keep_code_in(folder)
 
 
 def _obstacle() -> str | None:
     try:
-        features = jit.host_features()
+        jit.host_features()
     except ImportError as error:
         return f"llvmlite cannot be imported ({error})"
     if sys.maxsize < 1 << 32:
         return "made for processors with addresses of 64 bits"
-    if DOT_FEATURE not in features:
-        return f"the processor lacks {DOT_FEATURE}"
     major, minor = api_version()
     if major != 0 or minor not in _FFI_VERSIONS:
         return f"made for versions 0.1 to 0.5 of XLA's FFI, found {major}.{minor}"

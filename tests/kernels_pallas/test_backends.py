@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from kernels_pallas import BACKENDS, backends, resolve_backend
+from kernels_pallas.cpu import usable
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,12 @@ BLACKWELL = Device("gpu", "NVIDIA B200", "10.0")
 
 
 @pytest.fixture(autouse=True)
-def nothing_logged_yet():
-    backends._log_once.cache_clear()
+def nothing_known_yet():
+    for known in (backends._log_once, usable.runnable):
+        known.cache_clear()
     yield
-    backends._log_once.cache_clear()
+    for known in (backends._log_once, usable.runnable):
+        known.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,9 @@ def nothing_logged_yet():
         ("gpu", "jnp"),
     ],
 )
-def test_auto(device, chosen):
+def test_auto(device, chosen, monkeypatch):
+    for answer in ("runnable", "has_wide_registers"):
+        monkeypatch.setattr(backends, answer, lambda: True)
     assert resolve_backend("auto", device) == chosen
     assert resolve_backend("jnp", device) == "jnp"
 
@@ -56,10 +61,24 @@ def test_the_choice_is_logged_once(caplog):
 
 
 def test_a_cpu_without_a_compiler_has_jnp(monkeypatch):
-    monkeypatch.setattr(backends, "usable", lambda: False)
+    monkeypatch.setattr(usable, "_obstacle", lambda: "no compiler")
     assert resolve_backend("auto", "cpu") == "jnp"
-    with pytest.raises(ValueError, match="needs llvmlite, which is not installed"):
+    with pytest.raises(ValueError, match="'cpu' cannot run here"):
         resolve_backend("cpu", "cpu")
+
+
+def test_a_compiler_that_cannot_be_imported_is_an_obstacle(monkeypatch):
+    def broken():
+        raise ImportError("libLLVM.so: no such file")
+
+    monkeypatch.setattr(usable.jit, "host_features", broken)
+    assert resolve_backend("auto", "cpu") == "jnp"
+
+
+def test_a_cpu_with_narrow_registers_has_jnp_unless_told(monkeypatch):
+    monkeypatch.setattr(backends, "has_wide_registers", lambda: False)
+    assert resolve_backend("auto", "cpu") == "jnp"
+    assert resolve_backend("cpu", "cpu") == "cpu"
 
 
 def test_names_that_cannot_be_served():

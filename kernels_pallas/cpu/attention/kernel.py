@@ -223,7 +223,9 @@ class _Item:
             self.maxima.at((row + i) * 4).store(top.lane(0))
             scale = f.constant(self._log2_scale, F32S)
             offset = top * -self._log2_scale
-            keep = exp2_of_negative(f, f.fma(before.splat(LANES), scale, offset))
+            # By the offsets as they were rounded, which the weights so far contain: a maximum that stays keeps all.
+            lower = offset - before.splat(LANES) * -self._log2_scale
+            keep = lower.is_("==", 0.0).then(1.0, exp2_of_negative(f, lower))
             self.keeps.at(i * 4).store(keep.lane(0))
             total = self.totals.at((row + i) * REGISTER_BYTES)
             totals = [f.variable(total.load(F32S, REGISTER_BYTES) * keep)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels_pallas import Geometry
+from kernels_pallas import Geometry, paged_attention
 from kernels_pallas.cpu import call
 from kernels_pallas.cpu.attention import check, make_schedule
 from oracles.paged_cases import check_attend, check_paged_attention, make_case
@@ -38,10 +38,24 @@ def test_without_the_processors_instructions(monkeypatch):
     check_paged_attention(case, scale=0.1234, soft_cap=3.0, sliding_window=100)
 
 
-def test_more_queries_than_keys():
-    """The first of them stand before the sequence's first key."""
-    sizes = {"num_decode": 0, "page_size": 16, "kv_heads": 1, "group": 2, "head_dim": 32}
-    check_attend(make_case(3, q_lens=[17], kv_lens=[9], **sizes, **ON_CPU))
+@pytest.mark.parametrize(("head_dim", "soft_cap"), [(32, None), (64, None), (32, 5.0)])
+def test_more_queries_than_keys(head_dim, soft_cap):
+    """The first of them stand before the sequence's first key: scores of none, at scales that round up and down."""
+    sizes = {"num_decode": 0, "page_size": 16, "kv_heads": 1, "group": 2, "head_dim": head_dim}
+    check_attend(make_case(3, q_lens=[17], kv_lens=[9], **sizes, **ON_CPU), soft_cap=soft_cap)
+
+
+def test_a_maximum_that_stays_keeps_what_was_summed():
+    """The first of 30,000 keys has the highest score; 470 blocks follow."""
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((1, 1, 16)).astype(jnp.bfloat16)
+    pages = rng.standard_normal((1875, 1, 2, 16, 16)).astype(jnp.bfloat16)
+    pages[0, 0, 0, 0] = 5 * q[0, 0].astype(np.float32)
+    scores = pages[:, 0, 0].reshape(-1, 16).astype(np.float64) @ q[0, 0].astype(np.float64) / 4
+    table, lengths = np.arange(1875, dtype=np.int32)[None], np.array([30_000], np.int32)
+    args = (q, pages.view(np.uint16), table, np.array([0, 1], np.int32), lengths, np.array([1], np.int32))
+    _, lse = paged_attention(*map(jnp.asarray, args), num_decode_slots=1, return_lse=True, backend="cpu")
+    assert abs(lse[0, 0] - np.logaddexp.reduce(scores)) < 2e-4
 
 
 def geometry(**change) -> Geometry:
