@@ -67,7 +67,7 @@ def test_int8_matrices_are_what_they_are_for_xla() -> None:
         random_params(TINY, 0, jnp.bfloat16, weight_format="int8", packed=packed) for packed in (False, True)
     )
     for spec in param_table(TINY):
-        if not spec.in_axes:
+        if not spec.in_axes or ".1." in spec.path:
             continue
         matrix, want = matrices[spec.path], plain[spec.path]
         assert isinstance(matrix, PackedInt8Matrix)
