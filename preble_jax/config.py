@@ -82,8 +82,8 @@ class EngineSettings:
     prefill_buckets: padded prompt tokens of a step; the largest is the step's prompt-token budget.
     max_prefill_seqs: prompt chunks in one step.
     attention: "auto" picks by platform; "jnp" forces the reference.
-    cpu_kernels: "auto" multiplies bfloat16 matrices on one CPU by kernels of the project's own, where the processor
-        has what they need; "off" by XLA's.
+    cpu_kernels: "auto" multiplies matrices on one CPU (in bfloat16, or int8) by kernels of the project's own, where the
+        processor has what they need; "off" by XLA's.
     shared_prefix: cached pages that several sequences of a step share are read once for all of them, where it pays.
     decode_steps: tokens that running requests may be given in one go while nobody waits; 1: never more than one.
     max_dispatch_s: seconds that a new request may find the device busy with such tokens; the number of them is kept

@@ -14,7 +14,7 @@ where a residual is added.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,7 +25,7 @@ import numpy as np
 
 from kernels_pallas.cpu.bf16 import BF16_BITS, F32S, I32S, LANES, dot_pairs, pair_everywhere, to_bf16, zeros
 from kernels_pallas.cpu.call import call_kernel
-from kernels_pallas.cpu.ir import F32, I32, I64, Function, Value
+from kernels_pallas.cpu.ir import F32, I32, I64, Function, Value, Variable
 from kernels_pallas.cpu.vmath import sigmoid, sum_lanes
 
 PANEL = 2 * LANES  # columns
@@ -33,14 +33,16 @@ _TILE_ROWS = 12
 _MAX_BLOCK_ROWS = 10 * _TILE_ROWS
 _BLOCK_BYTES = 1 << 19  # of rows that an item makes for itself: half of a second-level cache
 _PAIR_BYTES = 4
-_K_BYTES = PANEL * _PAIR_BYTES  # of a panel, for each pair of rows
-_LINE = 64
-_AHEAD = 128 * _LINE  # how far in front of the dots weights are asked for
+K_BYTES = PANEL * _PAIR_BYTES  # of a panel, for each pair of rows
+LINE = 64
+_AHEAD = 128 * LINE  # how far in front of the dots weights are asked for
 _PANELS_AT_ONCE = 64
 
 Array = np.ndarray[Any, Any]
 
 Epilogue = Literal["none", "add", "swiglu"]
+Dot = Callable[[Function, Value, Value, Value], Value]
+"""(f, sums, 4 bytes of a row in each lane, 4 bytes of a column in each lane) -> sums."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,28 @@ class MatMul:
         return 3 + (self.rms_eps is not None) + (self.epilogue == "add")
 
     @property
-    def _x_stride(self) -> int:
+    def makes_rows(self) -> bool:
+        """Whether what the dots read is made by each item for itself."""
+        return self.rms_eps is not None
+
+    @property
+    def source_stride(self) -> int:
+        """Bytes from one row of x to the next."""
+        return 2 * self.num_in if self.rms_eps is None else 4 * self.num_in
+
+    @property
+    def row_stride(self) -> int:
         """Bytes from one row to the next, as the dots read them."""
         # Rows that an item makes are kept from starting at equal places of the first cache.
-        return 2 * self.num_in + (_LINE if self.rms_eps is not None else 0)
+        return 2 * self.num_in + (LINE if self.makes_rows else 0)
+
+    @property
+    def panel_bytes(self) -> int:
+        return self.num_in // 2 * K_BYTES
 
     @property
     def _block_rows(self) -> int:
-        rows = _MAX_BLOCK_ROWS if self.rms_eps is None else min(_MAX_BLOCK_ROWS, _BLOCK_BYTES // self._x_stride)
+        rows = min(_MAX_BLOCK_ROWS, _BLOCK_BYTES // self.row_stride) if self.makes_rows else _MAX_BLOCK_ROWS
         return max(rows // _TILE_ROWS, 1) * _TILE_ROWS
 
     @property
@@ -114,15 +130,15 @@ class MatMul:
             with f.when(block.is_("==", 0)):
                 self._clear_dead(f, live, y, begin_panel, end_panel)
         made = None
-        if self.rms_eps is not None:
-            made = f.stack(f"[{self._block_rows * self._x_stride} x i8]", _LINE)
+        if self.makes_rows:
+            made = f.stack(f"[{self._block_rows * self.row_stride} x i8]", LINE)
+            weight = None if self.rms_eps is None else buffers[3]
             with _each_run(f, live, first, last) as (begin, end, row):
-                self._normalise(
-                    f, x.at(row * (4 * self.num_in)), buffers[3], made.at((begin - first) * self._x_stride), end - begin
-                )
+                target = made.at((begin - first) * self.row_stride)
+                self.make_rows(f, x.at(row * self.source_stride), weight, target, end - begin)
         with f.loop(begin_panel, end_panel) as panel, _each_run(f, live, first, last) as (begin, end, row):
-            w = panels.at(panel * (self.num_in // 2 * _K_BYTES))
-            source = x.at(row * self._x_stride) if made is None else made.at((begin - first) * self._x_stride)
+            w = panels.at(panel * self.panel_bytes)
+            source = x.at(row * self.row_stride) if made is None else made.at((begin - first) * self.row_stride)
             target = y.at(row * self._y_stride + panel * self._y_panel_bytes)
             residual = None
             if self.epilogue == "add":
@@ -140,7 +156,7 @@ class MatMul:
             again.stop_if(left.is_("<=", 0))
             halves = left.is_(">", _TILE_ROWS).then((left + 1) >> 1, left)
             size = left.is_(">=", 2 * _TILE_ROWS).then(_TILE_ROWS, halves)
-            places = [x.at(row * self._x_stride), w, y.at(row * self._y_stride)]
+            places = [x.at(row * self.row_stride), w, y.at(row * self._y_stride)]
             if residual is not None:
                 places.append(residual.at(row * self._y_stride))
             for rows in range(1, _TILE_ROWS + 1):
@@ -150,44 +166,58 @@ class MatMul:
 
     def _tile(self, f: Function, rows: int, places: list[Value]) -> None:
         x, w, y, *residual = places
-        sums = [[f.variable(zeros(f)) for _ in range(2)] for _ in range(rows)]
-        with f.loop(0, self.num_in // 2) as k:
-            weights, pairs = w.at(k * _K_BYTES), x.at(k * _PAIR_BYTES)
-            columns = [weights.at(_LINE * j).load(I32S, _LINE) for j in range(2)]
-            for j in range(2):
-                weights.at(_AHEAD + _LINE * j).prefetch()
-            for i in range(rows):
-                pair = pair_everywhere(f, pairs.at(i * self._x_stride))
-                for j in range(2):
-                    sums[i][j].set(dot_pairs(f, sums[i][j].get(), pair, columns[j]))
+        sums = self.sums(f, rows, x, w)
         for i in range(rows):
-            low, high = (sums[i][j].get() for j in range(2))
+            low, high = sums[i]
             at = y.at(i * self._y_stride)
             if self.epilogue == "swiglu":
                 at.store(to_bf16(f, low * sigmoid(f, low) * high))
                 continue
             for j, value in enumerate((low, high)):
                 if residual:
-                    value = value + residual[0].at(i * self._y_stride + j * _LINE).load(F32S)
-                at.at(j * _LINE).store(value)
+                    value = value + residual[0].at(i * self._y_stride + j * LINE).load(F32S)
+                at.at(j * LINE).store(value)
+
+    def sums(self, f: Function, rows: int, x: Value, w: Value) -> list[list[Value]]:
+        """[rows][2] of 16 float32: a tile's products."""
+        sums = [[f.variable(zeros(f)) for _ in range(2)] for _ in range(rows)]
+        with f.loop(0, self.num_in // 2) as k:
+            self.dots(f, sums, x.at(k * _PAIR_BYTES), w.at(k * K_BYTES), dot_pairs)
+        return [[total.get() for total in row] for row in sums]
+
+    def dots(self, f: Function, sums: list[list[Variable]], x: Value, w: Value, dot: Dot) -> None:
+        """The next 4 bytes of every row times a line and another of the panel."""
+        columns = [w.at(LINE * j).load(I32S, LINE) for j in range(2)]
+        for j in range(2):
+            w.at(_AHEAD + LINE * j).prefetch()
+        for i, row in enumerate(sums):
+            values = pair_everywhere(f, x.at(i * self.row_stride))
+            for j in range(2):
+                row[j].set(dot(f, row[j].get(), values, columns[j]))
 
     # -- before and beside --------------------------------------------------------------------------
 
-    def _normalise(self, f: Function, x: Value, weight: Value, made: Value, num_rows: Value) -> None:
-        assert self.rms_eps is not None
+    def make_rows(self, f: Function, x: Value, weight: Value | None, made: Value, num_rows: Value) -> None:
+        """x: the rows given; made: where the dots will read them."""
+        assert weight is not None
         with f.loop(0, num_rows) as row:
-            source, target = x.at(row * (4 * self.num_in)), made.at(row * self._x_stride)
-            squares = [f.variable(zeros(f)) for _ in range(_chains(self.num_in))]
-            with f.loop(0, self.num_in, LANES * len(squares)) as k:
-                for j, square in enumerate(squares):
-                    value = source.at(k * 4 + j * _LINE).load(F32S)
-                    square.set(f.fma(value, value, square.get()))
-            total = sum((square.get() for square in squares[1:]), squares[0].get())
-            mean = sum_lanes(total) * (1 / self.num_normed)
-            scale = (f.constant(1.0, F32) / f.intrinsic("llvm.sqrt.f32", F32, mean + self.rms_eps)).splat(LANES)
+            source, target = x.at(row * self.source_stride), made.at(row * self.row_stride)
+            scale = self.rms_scale(f, source)
             with f.loop(0, self.num_in, LANES) as k:
                 value = source.at(k * 4).load(F32S) * scale * weight.at(k * 4).load(F32S)
                 target.at(k * 2).store(to_bf16(f, value))
+
+    def rms_scale(self, f: Function, source: Value) -> Value:
+        """1 / a row's root mean square, in all lanes."""
+        assert self.rms_eps is not None
+        squares = [f.variable(zeros(f)) for _ in range(_chains(self.num_in))]
+        with f.loop(0, self.num_in, LANES * len(squares)) as k:
+            for j, square in enumerate(squares):
+                value = source.at(k * 4 + j * LINE).load(F32S)
+                square.set(f.fma(value, value, square.get()))
+        total = sum((square.get() for square in squares[1:]), squares[0].get())
+        mean = sum_lanes(total) * (1 / self.num_normed)
+        return (f.constant(1.0, F32) / f.intrinsic("llvm.sqrt.f32", F32, mean + self.rms_eps)).splat(LANES)
 
     def _clear_dead(self, f: Function, live: Value, y: Value, begin_panel: Value, end_panel: Value) -> None:
         edges = [_edge(live, i) for i in range(4)]
@@ -212,9 +242,36 @@ def matmul(
     residual [M, N] float32 is added, swiglu is applied, or neither: see `MatMul`. Returns [M, N] float32, with swiglu
     [M, N / 2] bfloat16, columns that fill up the last panel included.
     """
-    num_rows, num_normed = x.shape
+    num_rows = len(x)
     num_panels, num_pairs = panels.shape[:2]
-    num_in = 2 * num_pairs
+    return run_kernel(
+        MatMul,
+        x,
+        panels,
+        live,
+        num_in=2 * num_pairs,
+        norm=norm,
+        residual=residual,
+        swiglu=swiglu,
+        panels_per_item=_panels_per_item(num_rows, num_panels, normed=norm is not None),
+    )
+
+
+def run_kernel(
+    kind: Callable[..., MatMul],
+    x: jax.Array,
+    panels: jax.Array,
+    live: jax.Array,
+    *,
+    num_in: int,
+    norm: tuple[jax.Array, float] | None,
+    residual: jax.Array | None,
+    swiglu: bool,
+    **settings: int,
+) -> jax.Array:
+    """A kind of `MatMul`, with settings of its own, on arguments as `matmul` has them."""
+    num_rows, num_normed = x.shape
+    num_panels = len(panels)
     args = [_wide(x, num_in), panels, live]
     if norm is not None:
         args.append(_wide(norm[0], num_in))
@@ -223,14 +280,14 @@ def matmul(
     if residual is not None:
         epilogue, aliases = "add", {len(args): 0}
         args.append(_wide(residual, num_panels * PANEL))
-    kernel = MatMul(
+    kernel = kind(
         num_rows=num_rows,
         num_in=num_in,
         num_panels=num_panels,
         epilogue=epilogue,
         rms_eps=None if norm is None else norm[1],
         num_normed=num_normed,
-        panels_per_item=_panels_per_item(num_rows, num_panels, normed=norm is not None),
+        **settings,
     )
     columns, dtype = (LANES, jnp.bfloat16) if swiglu else (PANEL, jnp.float32)
     (y,) = call_kernel(kernel, args, [jax.ShapeDtypeStruct((num_rows, num_panels * columns), dtype)], aliases=aliases)
@@ -263,13 +320,17 @@ def _wide(x: jax.Array, num_columns: int) -> jax.Array:
 
 
 def _panels_per_item(num_rows: int, num_panels: int, *, normed: bool) -> int:
-    """Neighbouring panels are read in one go, and rows that are made cost a third of a panel's product: so an item is
-    several panels. But the last items should end together, and a thread that starts late should find some."""
-    most = 24 if normed and num_rows > _MAX_BLOCK_ROWS else 6
+    """Rows that are made cost a third of a panel's product: so an item is several panels."""
+    return share_panels(num_panels, most=24 if normed and num_rows > _MAX_BLOCK_ROWS else 6)
+
+
+def share_panels(num_panels: int, *, most: int, overhead: float = 0) -> int:
+    """Panels of an item: neighbouring panels are read in one go, but the last items should end together, and a thread
+    that starts late should find some. overhead: what an item costs besides, in panels."""
     threads = os.cpu_count() or 1
     fewest = max(2, -(-num_panels // (most * threads)))
     sizes = {rounds: -(-num_panels // (rounds * threads)) for rounds in range(fewest, fewest + 4)}
-    return sizes[min(sizes, key=lambda rounds: (rounds * sizes[rounds], rounds))]
+    return sizes[min(sizes, key=lambda rounds: (rounds * (sizes[rounds] + overhead), rounds))]
 
 
 def _edge(live: Value, index: Value | int) -> Value:

@@ -10,6 +10,7 @@ from pathlib import Path
 from kernels_pallas.cpu import jit
 from kernels_pallas.cpu.bf16 import DOT_FEATURE
 from kernels_pallas.cpu.ffi import api_version
+from kernels_pallas.cpu.int8_matmul import VNNI_FEATURE
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,12 @@ def runnable() -> bool:
 def has_wide_registers() -> bool:
     """32 registers of 16 float32 numbers, which a tile of a matrix product fills."""
     return "avx512f" in jit.host_features()
+
+
+@cache
+def has_byte_dots() -> bool:
+    """One instruction that multiplies 16 times 4 bytes."""
+    return VNNI_FEATURE in jit.host_features()
 
 
 def keep_code_in(folder: Path) -> None:

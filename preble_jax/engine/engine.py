@@ -68,8 +68,9 @@ class Engine:
         try:
             model = checkpoint.model_config
             dtype = jnp.dtype(config.model.dtype)
-            packed = env.cpu_kernels(config.engine.cpu_kernels) and can_pack(dtype, mesh)
-            params = load_params(checkpoint, mesh, dtype, progress, config.model.weight_format, packed=packed)
+            weight_format = config.model.weight_format
+            packed = env.cpu_kernels(config.engine.cpu_kernels) and can_pack(dtype, mesh, weight_format)
+            params = load_params(checkpoint, mesh, dtype, progress, weight_format, packed=packed)
         finally:
             checkpoint.close()
         runner = ModelRunner(config, model, params, mesh)

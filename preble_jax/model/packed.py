@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kernels_pallas.cpu.matmul import matmul, pack_panels
-from kernels_pallas.cpu.usable import has_wide_registers, usable
+from kernels_pallas.cpu.usable import has_byte_dots, has_wide_registers, usable
 
 Array = np.ndarray[Any, Any]
 
@@ -41,15 +41,15 @@ class PackedMatrix:
     def matmul(self, x: jax.Array, live: jax.Array, norm: tuple[jax.Array, float] | None = None) -> jax.Array:
         """[T, in...] @ itself -> [T, out...] float32. norm: RMSNorm's weight and epsilon, for x in float32."""
         flat = self._flat(x) if norm is None else x
-        return matmul(flat, self.panels, live, norm=norm)[:, : prod(self.out_shape)].reshape(len(x), *self.out_shape)
+        return self._product(flat, live, norm=norm)[:, : prod(self.out_shape)].reshape(len(x), *self.out_shape)
 
     def matmul_added(self, x: jax.Array, residual: jax.Array, live: jax.Array) -> jax.Array:
         """residual [T, out] float32 + [T, in...] @ itself. Rows that are not live are the residual's."""
-        return matmul(self._flat(x), self.panels, live, residual=residual)[:, : residual.shape[1]]
+        return self._product(self._flat(x), live, residual=residual)[:, : residual.shape[1]]
 
     def swiglu(self, x: jax.Array, norm: tuple[jax.Array, float], live: jax.Array) -> jax.Array:
         """silu(gate) * up of the normed x [T, in] float32 -> [T, F] bfloat16."""
-        return matmul(x, self.panels, live, norm=norm, swiglu=True)[:, : self.out_shape[1]]
+        return self._product(x, live, norm=norm, swiglu=True)[:, : self.out_shape[1]]
 
     def rows(self, indices: jax.Array) -> jax.Array:
         """Rows of an embedding: indices [T] into its one output axis -> [T, in] float32."""
@@ -58,15 +58,32 @@ class PackedMatrix:
         return rows.reshape(len(indices), -1)[:, : self.num_in].astype(jnp.float32)
 
     def _flat(self, x: jax.Array) -> jax.Array:
-        return x.reshape(len(x), self.num_in).astype(self.panels.dtype)
+        return x.reshape(len(x), self.num_in).astype(self._dtype)
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        """What is computed in."""
+        dtype: np.dtype[Any] = self.panels.dtype
+        return dtype
+
+    def _product(
+        self,
+        x: jax.Array,
+        live: jax.Array,
+        *,
+        norm: tuple[jax.Array, float] | None = None,
+        residual: jax.Array | None = None,
+        swiglu: bool = False,
+    ) -> jax.Array:
+        return matmul(x, self.panels, live, norm=norm, residual=residual, swiglu=swiglu)
 
 
-def can_pack(dtype: Any, mesh: Mesh) -> bool:
-    """Whether matrices in this dtype, on these devices, have kernels that are faster than XLA's products."""
+def can_pack(dtype: Any, mesh: Mesh, weight_format: str = "native") -> bool:
+    """Whether matrices in this dtype and format, on these devices, have kernels that are faster than XLA's products."""
     (device, *others) = mesh.devices.flat
     if device.platform != "cpu" or others or jnp.dtype(dtype) != jnp.bfloat16:
         return False
-    return usable() and has_wide_registers()
+    return usable() and has_wide_registers() and (weight_format != "int8" or has_byte_dots())
 
 
 def pack_matrix(matrix: Array, in_axes: Sequence[int], *, interleaved: bool) -> PackedMatrix:

@@ -19,13 +19,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import gcd, prod
+from math import prod
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas.cpu.int8_matmul import LARGEST, LEAST
+from preble_jax.model.hadamard import block_size, rotated, rotated_weights
 from preble_jax.model.packed import PackedMatrix
 
 Array = np.ndarray[Any, Any]
@@ -33,8 +35,6 @@ Array = np.ndarray[Any, Any]
 WEIGHT_FORMATS = ("native", "int8")
 """What `model.weight_format` may be. native: matrices are kept in the engine's dtype."""
 
-_LARGEST = 127  # not -128: symmetric
-_MAX_BLOCK = 64  # of 16 the mean error is 0.067
 _CHUNK_VALUES = 1 << 18
 
 
@@ -59,7 +59,7 @@ class QuantizedMatrix:
         if not self.int8_activations:
             axes = (tuple(range(1, x.ndim)), tuple(range(self.scales.ndim, self.values.ndim)))
             return _dot(x, self.values.astype(self.dtype), axes) * self.scales
-        rows, row_scales = _to_int8(_rotated(x).reshape(len(x), -1))
+        rows, row_scales = _to_int8(rotated(x).reshape(len(x), -1))
         # A plain matrix, which costs nothing here: with more axes XLA would turn the weights around at every step.
         values = self.values.reshape(-1, rows.shape[1])
         sums = jax.lax.dot_general(rows, values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
@@ -69,12 +69,12 @@ class QuantizedMatrix:
     def rows(self, indices: jax.Array) -> jax.Array:
         """Rows of an embedding: indices [T] into its one output axis -> [T, in...] float32."""
         rows = self.values[indices]
-        found = _rotated(rows.astype(self.dtype)) if self.int8_activations else rows.astype(jnp.float32)
+        found = rotated(rows.astype(self.dtype)) if self.int8_activations else rows.astype(jnp.float32)
         return found * self.scales[indices].reshape(-1, *(1,) * (rows.ndim - 1))
 
 
 Weight = jax.Array | QuantizedMatrix | PackedMatrix
-"""A matrix as it is kept: in the compute dtype, in int8 with scales, or in the compute dtype for the CPU's kernels."""
+"""A matrix as it is kept: in the compute dtype, in int8 with scales, or in either for the CPU's kernels."""
 
 
 def quantize(matrix: Array, in_axes: Sequence[int], dtype: Any, *, int8_activations: bool) -> QuantizedMatrix:
@@ -93,9 +93,9 @@ def quantize(matrix: Array, in_axes: Sequence[int], dtype: Any, *, int8_activati
     for first in range(0, len(channels), step):
         part = channels[first : first + step].astype(np.float32)
         if int8_activations:
-            part = _rotated_weights(part, _block(ordered.shape[-1]))
+            part = rotated_weights(part, block_size(ordered.shape[-1]))
         largest = np.abs(part).max(axis=1)
-        part_scales = np.where(largest > 0, largest / np.float32(_LARGEST), np.float32(1))
+        part_scales = np.where(largest > 0, largest / np.float32(LARGEST), np.float32(1))
         values[first : first + step] = np.rint(part / part_scales[:, None])
         scales[first : first + step] = part_scales
     return QuantizedMatrix(
@@ -119,36 +119,8 @@ def has_int8_activations(platform: str) -> bool:
 
 def _to_int8(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x [T, N] float32 -> int8 and float32 scales [T, 1]; a row's largest magnitude becomes 127."""
-    largest = jnp.max(jnp.abs(x), axis=1, keepdims=True)
-    scales = jnp.where(largest > 0, largest / _LARGEST, 1.0)
-    return jnp.round(x / scales).astype(jnp.int8), scales
-
-
-def _rotated(x: jax.Array) -> jax.Array:
-    """x [..., N] -> float32: each block of N times its size's Hadamard matrix, which twice over is times that size."""
-    size = _block(x.shape[-1])
-    blocks = x.reshape(*x.shape[:-1], -1, size)
-    return _dot(blocks, _hadamard(size).astype(x.dtype), ((blocks.ndim - 1,), (0,))).reshape(x.shape)
-
-
-def _rotated_weights(channels: Array, size: int) -> Array:
-    """By the inverse of what `_rotated` does to activations."""
-    # A product a channel: as a single one it would go to as many threads as there are cores, and wait for them for
-    # longer than it takes wherever the cores have other work.
-    blocks: Array = channels.reshape(len(channels), -1, size) @ (_hadamard(size) / np.float32(size))
-    return blocks.reshape(channels.shape)
-
-
-def _block(size: int) -> int:
-    return gcd(size, _MAX_BLOCK)
-
-
-def _hadamard(size: int) -> Array:
-    """[size, size] of 1 and -1, symmetric, orthogonal but for a factor; size a power of 2 (Sylvester)."""
-    matrix = np.ones((1, 1), np.float32)
-    while len(matrix) < size:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix
+    largest = jnp.maximum(jnp.max(jnp.abs(x), axis=1, keepdims=True), LEAST)
+    return jnp.round(x * (LARGEST / largest)).astype(jnp.int8), largest * (1 / LARGEST)
 
 
 def _dot(x: jax.Array, w: Any, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:

@@ -61,7 +61,7 @@ def make_engine(request: pytest.FixtureRequest) -> Callable[..., Engine]:
     def make_runner(config: Config) -> ModelRunner:
         mesh = make_mesh(config.mesh.tensor)
         dtype = jnp.dtype(config.model.dtype)
-        packed = config.engine.cpu_kernels == "auto" and can_pack(dtype, mesh)
+        packed = config.engine.cpu_kernels == "auto" and can_pack(dtype, mesh, config.model.weight_format)
         params = random_params(model, 3, dtype, mesh, config.model.weight_format, packed=packed)
         try:
             runner = ModelRunner(config, model, params, mesh)

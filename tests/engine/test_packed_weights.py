@@ -6,6 +6,7 @@ import pytest
 
 from kernels_pallas.cpu.usable import has_wide_registers, usable
 from preble_jax.model.packed import PackedMatrix
+from preble_jax.model.packed_int8 import PackedInt8Matrix
 from preble_jax.request import Request
 from preble_jax.sampling_params import SamplingParams
 
@@ -26,8 +27,9 @@ def generate(engine, prompts):
     return [made[str(i)] for i in range(len(prompts))]
 
 
-def test_tokens_do_not_depend_on_the_batch(make_engine):
-    engine = make_engine(dtype="bfloat16", prefix_cache=False)
-    assert isinstance(engine.runner.params["layers"][0]["mlp"]["down"].get_value(), PackedMatrix)
+@pytest.mark.parametrize(("weight_format", "kind"), [("native", PackedMatrix), ("int8", PackedInt8Matrix)])
+def test_tokens_do_not_depend_on_the_batch(make_engine, weight_format, kind):
+    engine = make_engine(dtype="bfloat16", weight_format=weight_format, prefix_cache=False)
+    assert type(engine.runner.params["layers"][0]["mlp"]["down"].get_value()) is kind
     together = generate(engine, PROMPTS)
     assert together == [generate(engine, [prompt])[0] for prompt in PROMPTS]

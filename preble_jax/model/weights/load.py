@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from preble_jax.model.config import ModelConfig
-from preble_jax.model.packed import pack_matrix
+from preble_jax.model.packed import PackedMatrix, pack_matrix
+from preble_jax.model.packed_int8 import pack_int8_matrix
 from preble_jax.model.params import Array, Initializer, ParamSpec, param_table, spec_for
 from preble_jax.model.quantize import Weight, check_weight_format, has_int8_activations, quantize
 from preble_jax.model.weights import Checkpoint
@@ -24,7 +25,6 @@ Params = dict[str, Weight]
 
 # Orbax takes 20 ms to begin reading, whatever the number of parameters.
 _MAX_GROUP_BYTES = 32 << 20
-_PACKED = "packed"  # a form in memory only, beside `quantize.WEIGHT_FORMATS`
 
 
 @runtime_checkable
@@ -47,24 +47,23 @@ def load_params(
 
     mesh: None puts everything on the default device. dtype: what the engine computes in; norms stay float32.
     weight_format: one of `quantize.WEIGHT_FORMATS`; matrices are made int8 as soon as they are read.
-    packed: native matrices are laid out for the CPU's kernels as soon as they are read (`packed.can_pack` says where).
+    packed: matrices are laid out for the CPU's kernels as soon as they are read (`packed.can_pack` says where).
     One tensor is on the host at a time, the largest first: what its reading takes besides is then taken while little
     else is there. Raises CheckpointError for a missing tensor or one of the wrong shape, ValueError for a weight format
     that does not exist.
     """
     check_weight_format(weight_format)
-    if packed and weight_format == "native":
-        weight_format = _PACKED
     specs = param_table(checkpoint.model_config)
     with (progress or NullProgress()).task("reading weights", total=len(specs)) as task:
-        if isinstance(checkpoint, ShardedCheckpoint) and weight_format == "native":
+        if isinstance(checkpoint, ShardedCheckpoint) and weight_format == "native" and not packed:
             restored = checkpoint.restore(specs, [abstract_param(spec, mesh, dtype) for spec in specs])
             task.advance(len(specs))
             return dict(restored)
         params: Params = {}
         for group in _groups(specs, _MAX_GROUP_BYTES if isinstance(checkpoint, ShardedCheckpoint) else 0):
             for spec, host in zip(group, _read(checkpoint, group, mesh, dtype), strict=True):
-                params[spec.path] = jax.block_until_ready(_placed(spec, host, mesh, dtype, weight_format))
+                param = _placed(spec, host, mesh, dtype, weight_format, packed=packed)
+                params[spec.path] = jax.block_until_ready(param)
                 del host  # before the next one is read
                 task.advance()
         return {spec.path: params[spec.path] for spec in specs}
@@ -84,16 +83,14 @@ def random_params(
     Raises ValueError for a weight format that does not exist.
     """
     check_weight_format(weight_format)
-    if packed and weight_format == "native":
-        weight_format = _PACKED
     key = jax.random.key(seed)
     params: Params = {}
     for spec in param_table(config):
         init = _jitted(spec.init, param_sharding(spec, mesh))
         param_key = jax.random.fold_in(key, np.uint32(zlib.crc32(spec.path.encode())))
         param = init(param_key, spec.shape, spec.dtype(dtype))
-        if weight_format != "native":
-            params[spec.path] = _placed(spec, np.asarray(param), mesh, dtype, weight_format)
+        if weight_format != "native" or packed:
+            params[spec.path] = _placed(spec, np.asarray(param), mesh, dtype, weight_format, packed=packed)
         else:
             params[spec.path] = param
     return params
@@ -119,22 +116,27 @@ def _read(checkpoint: Checkpoint, group: Sequence[ParamSpec], mesh: Mesh | None,
     yield from (checkpoint.read(spec, spec.dtype(dtype)) for spec in group)
 
 
-def _placed(spec: ParamSpec, host: Array, mesh: Mesh | None, dtype: Any, weight_format: str) -> Weight:
+def _placed(spec: ParamSpec, host: Array, mesh: Mesh | None, dtype: Any, weight_format: str, *, packed: bool) -> Weight:
     """A parameter in its format, on its devices."""
-    if weight_format == "native" or not spec.in_axes:
+    if (weight_format == "native" and not packed) or not spec.in_axes:
         param: Weight = jax.device_put(np.ascontiguousarray(host, dtype=spec.dtype(dtype)), param_sharding(spec, mesh))
         return param
-    if weight_format == _PACKED:
-        packed = pack_matrix(host, spec.in_axes, interleaved=spec.gated)
-        return replace(packed, panels=jax.device_put(packed.panels, _axes_sharding(spec, [], mesh)))
+    if weight_format == "native":
+        return _put(pack_matrix(host, spec.in_axes, interleaved=spec.gated), spec, mesh)
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     matrix = quantize(host, spec.in_axes, dtype, int8_activations=has_int8_activations(device.platform))
+    if packed:
+        return _put(pack_int8_matrix(matrix, interleaved=spec.gated), spec, mesh)
     out_axes = [axis for axis in range(len(spec.shape)) if axis not in spec.in_axes]
     return replace(
         matrix,
         values=jax.device_put(matrix.values, _axes_sharding(spec, [*out_axes, *spec.in_axes], mesh)),
         scales=jax.device_put(matrix.scales, _axes_sharding(spec, out_axes, mesh)),
     )
+
+
+def _put(matrix: PackedMatrix, spec: ParamSpec, mesh: Mesh | None) -> PackedMatrix:
+    return replace(matrix, panels=jax.device_put(matrix.panels, _axes_sharding(spec, [], mesh)))
 
 
 def param_sharding(spec: ParamSpec, mesh: Mesh | None) -> Sharding:

@@ -10,8 +10,10 @@ import pytest
 
 from fakes.checkpoints import TINY, gguf_metadata, gguf_tensors, packed, random_hf_tensors, write_gguf
 from preble_jax.model.packed import PackedMatrix
+from preble_jax.model.packed_int8 import PackedInt8Matrix
 from preble_jax.model.params import param_table
-from preble_jax.model.weights import load_params, open_checkpoint, orbax
+from preble_jax.model.quantize import QuantizedMatrix
+from preble_jax.model.weights import load_params, open_checkpoint, orbax, random_params
 
 TENSORS = {name: t.astype(jnp.bfloat16).astype(np.float32) for name, t in random_hf_tensors(TINY).items()}
 LIVE = jnp.array([0, 3, 3, 3], jnp.int32)
@@ -57,3 +59,28 @@ def test_products_and_rows(params: dict) -> None:
         if spec.path == "embedding":
             indices = np.array([0, 5, TINY.vocab_size - 1], np.int32)
             np.testing.assert_array_equal(np.asarray(matrix.rows(jnp.asarray(indices))), value[indices])
+
+
+def test_int8_matrices_are_what_they_are_for_xla() -> None:
+    """Whole numbers, whose transforms are exact: the same integers, and float32 products, to the last bit."""
+    plain, matrices = (
+        random_params(TINY, 0, jnp.bfloat16, weight_format="int8", packed=packed) for packed in (False, True)
+    )
+    for spec in param_table(TINY):
+        if not spec.in_axes or ".1." in spec.path:
+            continue
+        matrix, want = matrices[spec.path], plain[spec.path]
+        assert isinstance(matrix, PackedInt8Matrix)
+        assert isinstance(want, QuantizedMatrix)
+        in_shape = tuple(spec.shape[axis] for axis in spec.in_axes)
+        x = jnp.asarray(np.random.default_rng(0).integers(-9, 10, (3, *in_shape)), jnp.float32)
+        if spec.gated:
+            unit = x / jnp.sqrt(jnp.mean(x * x, axis=1, keepdims=True))
+            gate, up = np.moveaxis(np.asarray(want.matmul(unit)), 1, 0)
+            got = np.asarray(matrix.swiglu(x, (jnp.ones(in_shape), 0.0), LIVE), np.float32)
+            np.testing.assert_allclose(got, gate / (1 + np.exp(-gate)) * up, rtol=0, atol=1e-2 * np.abs(got).max())
+            continue
+        np.testing.assert_array_equal(np.asarray(matrix.matmul(x, LIVE)), np.asarray(want.matmul(x)), err_msg=spec.path)
+        if spec.path == "embedding":
+            indices = jnp.array([0, 5, TINY.vocab_size - 1], jnp.int32)
+            np.testing.assert_array_equal(np.asarray(matrix.rows(indices)), np.asarray(want.rows(indices)))
