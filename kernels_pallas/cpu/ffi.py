@@ -6,6 +6,7 @@ The layout of the structures is that of xla/ffi/api/c_api.h, which jaxlib ships.
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from kernels_pallas.cpu.ir import I32, I64, PTR, VOID, Function, Module, Value
 _METADATA, _EXECUTE = 1, 3  # XLA_FFI_Extension_Metadata, XLA_FFI_ExecutionStage_EXECUTE
 # Byte offsets.
 _FRAME_EXTENSION, _FRAME_API, _FRAME_CONTEXT, _FRAME_STAGE, _FRAME_ARGS, _FRAME_RESULTS = 8, 16, 24, 32, 40, 80
+_LOOKS_BEFORE_YIELDING = 4096  # some tens of microseconds
 _LIST_ITEMS, _BUFFER_DATA = 32, 24
 _EXTENSION_TYPE, _EXTENSION_METADATA = 8, 24
 _METADATA_MAJOR, _METADATA_MINOR = 24, 28
@@ -126,8 +128,14 @@ def _run_on_threads(f: Function, frame: Value, job: Value, num_items: Value, nam
     with f.loop(1, threads):
         f.call(api.at(_API_SCHEDULE).load(PTR), PTR, request)
     f.call(f"{name}.run", VOID, job)
+    looks = f.variable(f.int64(0))
     with f.repeat() as again:
         done = f.emit(f"load atomic i64, ptr {job.at(_DONE).text} acquire, align 8", I64)
         again.stop_if(done.is_(">=", num_items))
         f.pause()
+        looks.set(looks.get() + 1)
+        if os.name == "posix":  # where there are fewer cores than threads, the one that is waited for may want this one
+            f.module.declare("sched_yield", I32, [])
+            with f.when((looks.get() % _LOOKS_BEFORE_YIELDING).is_("==", 0)):
+                f.call("sched_yield", I32)
     f.call(f"{name}.release", VOID, job)

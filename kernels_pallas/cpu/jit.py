@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import threading
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from kernels_pallas.cpu.ir import Module
 
@@ -78,8 +78,8 @@ def _place(text: str) -> Path | None:
     if _folder is None:
         return None
     llvm = _llvm()
-    processor = f"{llvm.llvm_version_info} {llvm.get_host_cpu_name()} {sorted(host_features())}"
-    return _folder / f"{hashlib.sha256(f'{processor} {text}'.encode()).hexdigest()[:32]}.o"
+    machine = (llvm.llvm_version_info, llvm.get_process_triple(), llvm.get_host_cpu_name(), sorted(host_features()))
+    return _folder / f"{hashlib.sha256(f'{machine} {text}'.encode()).hexdigest()[:32]}.o"
 
 
 def _read(text: str) -> bytes | None:
@@ -98,11 +98,11 @@ def _write(text: str, code: bytes) -> bytes:
     place = _place(text)
     if place is None:
         return code
+    temporary = place.with_suffix(f".{uuid4().hex}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(file.name, place)  # whoever reads meanwhile finds all of it or nothing
+        temporary.write_bytes(hashlib.sha256(code).digest() + code)
+        os.replace(temporary, place)  # whoever reads meanwhile finds all of it or nothing
     except OSError:
-        pass
+        temporary.unlink(missing_ok=True)
     return code

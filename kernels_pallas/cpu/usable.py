@@ -65,7 +65,10 @@ def _obstacle() -> str | None:
         return f"llvmlite cannot be imported ({error})"
     if sys.maxsize < 1 << 32:
         return "made for processors with addresses of 64 bits"
-    major, minor = api_version()
+    try:
+        major, minor = api_version()
+    except (OSError, KeyError) as error:
+        return f"jaxlib's headers, which name the version of its FFI, cannot be read ({error})"
     if major != 0 or minor not in _FFI_VERSIONS:
         return f"made for versions 0.1 to 0.5 of XLA's FFI, found {major}.{minor}"
     return None
