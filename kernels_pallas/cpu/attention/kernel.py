@@ -88,6 +88,8 @@ class _Item:
         self.maxima = f.stack(f"[{padded} x float]", 64)
         self.scores = f.stack(f"[{self.tile_rows * self.block_keys} x float]", 64)
         self.weights = f.stack(f"[{self.tile_rows * self.block_keys} x i16]", 64)
+        self.peaks = f.stack(f"[{self.tile_rows * LANES} x float]", 64)  # greatest scores, lane by lane
+        self.offsets = f.stack(f"[{self.tile_rows} x float]", 64)
         self.keeps = f.stack(f"[{self.tile_rows} x float]", 64)
 
     def write(self) -> None:
@@ -106,8 +108,11 @@ class _Item:
                 self._score(row, num_keys)
                 if kernel.soft_cap is not None:
                     self._cap(num_keys)
+                    self._find_peaks(num_keys)
                 with f.when(masked):
                     self._mask(row, key, num_keys)
+                    self._find_peaks(num_keys)
+                self._follow_maxima(row)
                 self._weigh(row, num_keys)
                 self._sum_values(row, num_keys)
         self._finish()
@@ -152,8 +157,9 @@ class _Item:
         return masked
 
     def _score(self, row: Value, num_keys: Value) -> None:
-        """Products of the rows and the block's keys, to whole chunks."""
+        """Products of the rows and the block's keys, to whole chunks, and their peaks."""
         f, dim = self.f, self.kernel.head_dim
+        self._forget_peaks()
         start = [[zeros(f)] * TILE_VECTORS for _ in range(self.tile_rows)]
         with f.loop(0, num_keys, CHUNK_KEYS) as first:
             if not self.single:
@@ -174,6 +180,22 @@ class _Item:
             for i, registers in enumerate(products):
                 for j, register in enumerate(registers):
                     scores.at(i * self.block_keys * 4 + j * REGISTER_BYTES).store(register, REGISTER_BYTES)
+                a, b, c, d = registers
+                self._raise_peak(f.int64(i), larger(larger(a, b), larger(c, d)))
+
+    def _forget_peaks(self) -> None:
+        for i in range(self.tile_rows):
+            self.peaks.at(i * REGISTER_BYTES).store(self.f.constant(NO_SCORE, F32S), REGISTER_BYTES)
+
+    def _raise_peak(self, i: Value, scores: Value) -> None:
+        peak = self.peaks.at(i * REGISTER_BYTES)
+        peak.store(larger(scores, peak.load(F32S, REGISTER_BYTES)), REGISTER_BYTES)
+
+    def _find_peaks(self, num_keys: Value) -> None:
+        """Anew, of scores that have changed."""
+        self._forget_peaks()
+        for i, _, pointer in self._each_register(num_keys):
+            self._raise_peak(i, pointer.load(F32S, REGISTER_BYTES))
 
     def _each_register(self, num_keys: Value) -> Iterator[tuple[Value, Value, Value]]:
         """Loops over the tile's scores: row of the tile, key of the block, pointer."""
@@ -207,26 +229,28 @@ class _Item:
             score = pointer.load(F32S, REGISTER_BYTES)
             pointer.store(seen.then(score, f.constant(float("-inf"), F32S)), REGISTER_BYTES)
 
-    def _weigh(self, row: Value, num_keys: Value) -> None:
-        """Scores to weights; the rows' maxima and totals follow."""
+    def _follow_maxima(self, row: Value) -> None:
+        """The rows' maxima rise to their peaks; what is left of their sums, and the weights' offset, follow."""
         f = self.f
-        with f.loop(0, self.tile_rows) as i:
-            scores, weights = self.scores.at(i * (self.block_keys * 4)), self.weights.at(i * (self.block_keys * 2))
-            before = self.maxima.at((row + i) * 4).load(F32)
-            peaks = [f.variable(before.splat(LANES)) for _ in range(TILE_VECTORS)]
-            with f.loop(0, num_keys, CHUNK_KEYS) as first:
-                for j, peak in enumerate(peaks):
-                    score = scores.at(first * 4).at(j * REGISTER_BYTES).load(F32S, REGISTER_BYTES)
-                    peak.set(larger(score, peak.get()))
-            a, b, c, d = (peak.get() for peak in peaks)
-            top = everywhere(larger(larger(a, b), larger(c, d)), "max")
-            self.maxima.at((row + i) * 4).store(top.lane(0))
-            scale = f.constant(self._log2_scale, F32S)
+        for i in range(self.tile_rows):
+            maximum = self.maxima.at((row + i) * 4)
+            before = maximum.load(F32).splat(LANES)
+            top = everywhere(larger(self.peaks.at(i * REGISTER_BYTES).load(F32S, REGISTER_BYTES), before), "max")
             offset = top * -self._log2_scale
             # By the offsets as they were rounded, which the weights so far contain: a maximum that stays keeps all.
-            lower = offset - before.splat(LANES) * -self._log2_scale
+            lower = offset - before * -self._log2_scale
             keep = lower.is_("==", 0.0).then(1.0, exp2_of_negative(f, lower))
+            maximum.store(top.lane(0))
+            self.offsets.at(i * 4).store(offset.lane(0))
             self.keeps.at(i * 4).store(keep.lane(0))
+
+    def _weigh(self, row: Value, num_keys: Value) -> None:
+        """Scores to weights; the rows' totals follow."""
+        f = self.f
+        scale = f.constant(self._log2_scale, F32S)
+        with f.loop(0, self.tile_rows) as i:
+            scores, weights = self.scores.at(i * (self.block_keys * 4)), self.weights.at(i * (self.block_keys * 2))
+            offset, keep = (kept.at(i * 4).load(F32).splat(LANES) for kept in (self.offsets, self.keeps))
             total = self.totals.at((row + i) * REGISTER_BYTES)
             totals = [f.variable(total.load(F32S, REGISTER_BYTES) * keep)]
             totals += [f.variable(zeros(f)) for _ in range(TILE_VECTORS - 1)]
