@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.experiment import HASHING, PREBLE, RESULTS, SGLANG, select
+from benchmarks.paper.tournament import DEFAULT, E2
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "experiments.md"
 Row = dict[str, Any]
@@ -97,7 +98,45 @@ def d2lpm(document: Mapping[str, Any]) -> str:
     return table([*head, "largest gap"], lines)
 
 
-TABLES = {"preble_figure3": figure3, "figure4": figure4, "figure5": figure5, "d2lpm": d2lpm}
+def tournament(document: Mapping[str, Any]) -> str:
+    """Capacities of the default policy, E2 and the best other one, in the cases that have one."""
+    lines = []
+    for mine in select(document["capacities"], placement=DEFAULT):
+        if mine["capacity"] is None:
+            continue
+        labels = [mine["workload"], f"{mine['target'].split('=')[1]} s"]
+        of_case = {row["placement"]: row["capacity"] for row in select(document["capacities"], workload=labels[0])}
+        best = mine["best_baseline"]
+        capacities = [_spread(mine["capacity"], ".1f"), _spread(of_case[E2], ".1f"), _spread(mine["over_e2"], ".2f")]
+        lines.append(
+            [*labels, *capacities, f"{best} {of_case[best][0]:.1f}", _spread(mine["over_best_baseline"], ".2f")]
+        )
+    return table(["workload", "p99 TTFT within", "default", "E2", "over E2", "best other", "over it"], lines)
+
+
+def ablation(document: Mapping[str, Any]) -> str:
+    """Capacity of each variant over that of the whole policy."""
+    workloads = list(dict.fromkeys(row["workload"] for row in document["rows"]))
+    lines = []
+    for total in document["totals"][1:]:
+        rows = {row["workload"]: row["over_default"] for row in select(document["rows"], variant=total["variant"])}
+        numbers = [*(rows[workload] for workload in workloads), total["over_default"]]
+        lines.append([total["variant"], *(f"{number:.2f}" for number in numbers)])
+    return table(["variant", *workloads, "all"], lines)
+
+
+def _spread(value: Sequence[float], form: str) -> str:
+    return f"{value[0]:{form}} ± {value[1]:{form}}"
+
+
+TABLES = {
+    "tournament": tournament,
+    "default_ablation": ablation,
+    "preble_figure3": figure3,
+    "figure4": figure4,
+    "figure5": figure5,
+    "d2lpm": d2lpm,
+}
 
 
 def made(results: Path) -> dict[str, tuple[str, str]]:

@@ -13,7 +13,7 @@ estimate.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,28 +117,46 @@ def capacity_rows(rows: Sequence[Row], chosen: Sequence[Case], policies: Sequenc
         if any(row["capacity"] > UNBOUNDED for row in of_case):
             found += [_capacity_row(case, each.name, None, None, None) for each in policies]
             continue
-        means = {
-            each.name: mean_and_half_width([row["capacity"] for row in select(of_case, placement=each.placement)])
+        by_seed = {
+            each.name: {row["seed"]: row["capacity"] for row in select(of_case, placement=each.placement)}
             for each in policies
         }
+        means = {name: mean_and_half_width(list(seeds.values())) for name, seeds in by_seed.items()}
         for name, (mean, half_width) in means.items():
-            best = max((other for rival, (other, _) in means.items() if rival not in (name, DEFAULT)), default=0.0)
-            e2 = means.get(E2, (0.0, 0.0))[0]
+            rivals = [rival for rival in means if rival not in (name, DEFAULT)]
+            best = max(rivals, key=lambda rival: means[rival][0], default=None)
             capacity = [rounded(mean), rounded(half_width)]
-            found.append(_capacity_row(case, name, capacity, mean / e2 if e2 else None, mean / best if best else None))
+            over_e2, over_best = (_over(by_seed[name], by_seed.get(rival or "", {})) for rival in (E2, best))
+            found.append(_capacity_row(case, name, capacity, over_e2, over_best, best))
     return found
 
 
+def _over(mine: Mapping[int, float], others: Mapping[int, float]) -> list[float] | None:
+    """The ratio of means over seeds, and half of the 95% interval of the seeds' ratios: policies saw the same requests,
+    so it is narrower than those of the two means."""
+    both = [seed for seed in mine if others.get(seed)]
+    if not both:
+        return None
+    ratio = sum(mine[seed] for seed in both) / sum(others[seed] for seed in both)
+    return [rounded(ratio), rounded(mean_and_half_width([mine[seed] / others[seed] for seed in both])[1])]
+
+
 def _capacity_row(
-    case: Case, name: str, capacity: list[float] | None, over_e2: float | None, over_best: float | None
+    case: Case,
+    name: str,
+    capacity: list[float] | None,
+    over_e2: list[float] | None,
+    over_best: list[float] | None,
+    best: str | None = None,
 ) -> dict[str, Any]:
     return {
         "workload": case.name,
         "target": str(case.target),
         "placement": name,
         "capacity": capacity,
-        "over_e2": rounded(over_e2),
-        "over_best_baseline": rounded(over_best),
+        "over_e2": over_e2,
+        "best_baseline": best,
+        "over_best_baseline": over_best,
     }
 
 
@@ -172,12 +190,12 @@ def totals(capacities: Sequence[dict[str, Any]], policies: Sequence[Policies]) -
     for each in policies:
         rows = [row for row in capacities if row["placement"] == each.name]
         rated = [row for row in rows if row["over_best_baseline"] is not None]
-        worst: dict[str, Any] = min(rated, key=lambda row: row["over_best_baseline"], default={})
+        worst: dict[str, Any] = min(rated, key=lambda row: row["over_best_baseline"][0], default={})
         found.append(
             {
                 "placement": each.name,
                 "queue": each.queue,
-                "over_e2": rounded(geometric_mean([row["over_e2"] for row in rows if row["over_e2"] is not None])),
+                "over_e2": rounded(geometric_mean([row["over_e2"][0] for row in rows if row["over_e2"] is not None])),
                 "worst_over_best_baseline": worst.get("over_best_baseline"),
                 "worst_workload": worst.get("workload"),
             }
