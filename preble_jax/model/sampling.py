@@ -99,7 +99,7 @@ def _keep_likely(scaled: jax.Array, settings: SamplingArrays) -> jax.Array:
 
 def _sortable(x: jax.Array) -> jax.Array:
     """float32 -> uint32 in the same order."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)  # -0.0 is no less than 0.0
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits & sign, ~bits, bits | sign)
 
