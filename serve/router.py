@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from serve.status import TransportError, transport_errors
 from serve.transport import open_channel
 
 POLL_S = 1.0
-FORGET_S = 3.0  # a reachable scheduler without groups is believed after so long
+FORGET_S = 3.0  # a scheduler that answers and names no group is believed after so long
 # Requests whose first FALLBACK_BLOCKS pages are equal go to the same group. Deeper, and conversations with a common
 # system prompt spread; shallower, and everything that shares a chat template's first words lands on one group.
 FALLBACK_BLOCKS = 4
@@ -57,7 +56,7 @@ class Router:
         self.num_fallbacks = 0
         self.groups: dict[str, pb.Hello] = {}
         self.on_availability: Callable[[bool], Awaitable[None]] | None = None
-        self._learned_at = -math.inf  # when the scheduler last named a group
+        self._named_none_at: float | None = None  # since when the scheduler answers and names no group
 
     async def __aenter__(self) -> Router:
         self._channel = open_channel(self._address)
@@ -122,23 +121,31 @@ class Router:
 
     async def _poll(self) -> None:
         while True:
-            try:
-                with transport_errors():
-                    state = await self._stub.GetState(pb.GetStateRequest(), timeout=PLACE_TIMEOUT_S)
-                self._note_reachable(True)
-                await self._learn(state)
-            except PrebleError as error:
-                self._note_reachable(False, error)
+            await self._poll_once()
             await asyncio.sleep(self._poll_s if self.groups else self._poll_s / 10)
 
+    async def _poll_once(self) -> None:
+        try:
+            with transport_errors():
+                state = await self._stub.GetState(pb.GetStateRequest(), timeout=PLACE_TIMEOUT_S)
+            self._note_reachable(True)
+            await self._learn(state)
+        except PrebleError as error:
+            self._note_reachable(False, error)
+            self._named_none_at = None
+
     async def _learn(self, state: pb.GetStateResponse) -> None:
-        """A scheduler that has just restarted knows no group for a moment: the ones known before are kept that long."""
+        """A scheduler that has just restarted knows no group for a moment, however long it was away: the ones known
+        before are kept that long."""
         groups = {state.hello.group.group: state.hello for state in state.groups if not state.draining}
         now = time.monotonic()
         if groups:
-            self._learned_at = now
-        elif now - self._learned_at < self._forget_s:
-            return
+            self._named_none_at = None
+        else:
+            if self._named_none_at is None:
+                self._named_none_at = now
+            if now - self._named_none_at < self._forget_s:
+                return
         if bool(groups) != bool(self.groups) and self.on_availability is not None:
             await self.on_availability(bool(groups))
         self.groups = groups

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.router import FALLBACK_BLOCKS, rendezvous, rendezvous_key
+from preble_jax.errors import PrebleError
+from serve.protos.preble.v1 import scheduler_pb2 as pb
+from serve.router import FALLBACK_BLOCKS, POLL_S, Router, rendezvous, rendezvous_key
 
 GROUPS = st.sets(st.text(min_size=1), min_size=1, max_size=8)
 
@@ -35,3 +40,39 @@ def test_the_key_is_the_beginning(hashes: list[bytes]) -> None:
     key = rendezvous_key(hashes, "request")
     assert key == rendezvous_key(hashes[:FALLBACK_BLOCKS], "request")
     assert key == (hashes[:FALLBACK_BLOCKS][-1] if hashes else b"request")
+
+
+class Scheduler:
+    """Answers polls: with groups of these names; None: it is away."""
+
+    groups: tuple[str, ...] | None = ()
+
+    async def GetState(self, request: pb.GetStateRequest, timeout: float) -> pb.GetStateResponse:
+        if self.groups is None:
+            raise PrebleError("away")
+        states = [pb.GroupState(hello=pb.Hello(group=pb.GroupAddress(group=name))) for name in self.groups]
+        return pb.GetStateResponse(groups=states)
+
+
+async def test_groups_outlive_a_scheduler_that_restarts_however_long_it_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    scheduler, router = Scheduler(), Router("127.0.0.1:1", forget_s=3.0)
+    monkeypatch.setattr(router, "_stub", scheduler, raising=False)
+
+    async def poll(groups: tuple[str, ...] | None, num: int) -> list[str]:
+        nonlocal now
+        scheduler.groups = groups
+        for _ in range(num):
+            await router._poll_once()
+            now += POLL_S
+        return sorted(router.groups)
+
+    assert await poll(("a", "b"), 1) == ["a", "b"]
+    assert await poll(None, 60) == ["a", "b"]
+    assert await poll((), 3) == ["a", "b"], "it is back, and the groups are not there yet"
+    assert await poll(("b",), 1) == ["b"]
+    assert await poll((), 3) == ["b"]
+    assert await poll((), 1) == [], "it has been there without any for 3 s"
