@@ -99,6 +99,11 @@ class LLM:
     ) -> list[CompletedRequest]:
         """Answers one conversation, or several, through the model's chat template."""
         tokenizer = self._require_tokenizer("chat")
+        if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+            raise InvalidRequestError(
+                "messages: expected a conversation, which is a list of messages, or a list of conversations, got"
+                f' {messages!r:.80}; a single message is [{{"role": "user", "content": ...}}]'
+            )
         many = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts = [encode_chat(tokenizer, conversation, tools) for conversation in many]  # type: ignore[arg-type]
         return self.generate(prompts, sampling_params, show_progress=show_progress)

@@ -22,6 +22,12 @@ def test_chat_answers(smollm2: LLM):
     assert output.prompt is None and output.logprobs is None
 
 
+@pytest.mark.parametrize("messages", ["hello", None, 3, {"role": "user", "content": "hello"}, iter([])])
+def test_chat_wants_a_list(smollm2: LLM, messages: object):
+    with pytest.raises(InvalidRequestError, match="messages: expected a conversation, which is a list of messages"):
+        smollm2.chat(messages, GREEDY)  # type: ignore[arg-type]
+
+
 def test_prompts_of_every_kind(smollm2: LLM):
     text = "The quick brown fox"
     ids = smollm2.tokenizer.encode(text)
