@@ -99,7 +99,7 @@ class LLM:
     ) -> list[CompletedRequest]:
         """Answers one conversation, or several, through the model's chat template."""
         tokenizer = self._require_tokenizer("chat")
-        if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        if not _is_list(messages):
             raise InvalidRequestError(
                 "messages: expected a conversation, which is a list of messages, or a list of conversations, got"
                 f' {messages!r:.80}; a single message is [{{"role": "user", "content": ...}}]'
@@ -249,3 +249,7 @@ def _params_for(params: SamplingParams | Sequence[SamplingParams] | None, num_pr
             f"sampling_params: expected one for all prompts or one for each of {num_prompts}, got {len(params)}"
         )
     return list(params)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
