@@ -128,6 +128,7 @@ class Frontend:
             self.place_s += time.perf_counter() - began
         record.group, record.decision = placement.group, placement.decision
         record.num_placements += 1
+        attempt.generation = self.groups[placement.group].generation
         if self._network_s:
             self._events.push(now + self._network_s, self._deliver, attempt)
         else:
@@ -140,13 +141,16 @@ class Frontend:
             self._retry(attempt, now)
 
     def _retry(self, attempt: Attempt, now: float) -> None:
-        """Nothing came of it: another group, under a new name, because late reports must not mix in."""
+        """Nothing came of it: to another process, under a new name, because late reports must not mix in. A group is
+        excluded for as long as the process that failed the request is the one behind it."""
         record, old = attempt.record, attempt.placed
         self._link.finished(old.request_id, 0, 0, True, now)
         name = f"{record.index}.{record.num_placements}"
-        placed = replace(old, request_id=name, excluded=old.excluded | {record.group})
+        failed = attempt.failed | {(record.group, attempt.generation)}
+        excluded = {group for group, generation in failed if self.groups[group].generation == generation}
+        placed = replace(old, request_id=name, excluded=frozenset(excluded))
         inside = replace(attempt.request, request_id=name)
-        self._try(Attempt(record, inside, placed), now)
+        self._try(Attempt(record, inside, placed, failed), now)
 
     # -- what groups say ---------------------------------------------------------------------------
 
