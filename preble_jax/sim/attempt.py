@@ -12,9 +12,10 @@ class Attempt:
 
     num_served: output tokens that were counted as service so far. generation: of the group's process when it was
     placed. failed: processes, as (group, generation), that nothing came of before.
+    served_at: where its prompt's computation stands in what was served; None before admission.
     """
 
-    __slots__ = ("delivered_s", "failed", "generation", "num_served", "placed", "record", "request")
+    __slots__ = ("delivered_s", "failed", "generation", "num_served", "placed", "record", "request", "served_at")
 
     def __init__(
         self,
@@ -30,3 +31,4 @@ class Attempt:
         self.generation = 0
         self.delivered_s = 0.0
         self.num_served = 0
+        self.served_at: int | None = None

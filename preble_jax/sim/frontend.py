@@ -158,6 +158,7 @@ class Frontend:
         record = attempt.record
         record.queue_s = now - attempt.delivered_s
         record.cached_tokens = cached = sequence.num_cached or 0
+        attempt.served_at = len(self.served)
         self.served.append((now, record.tenant, record.num_prompt - cached, 0))
 
     def first_token(self, attempt: Attempt, sequence: Sequence, now: float) -> None:
@@ -180,9 +181,11 @@ class Frontend:
         self._end(attempt.record, "rejected", now)
 
     def lost(self, attempt: Attempt, made: int, now: float) -> None:
-        """Its group is gone, after so many tokens."""
+        """Its group is gone, after so many tokens. What was computed in vain is nobody's service."""
         record = attempt.record
         if not made:
+            if attempt.served_at is not None:
+                self.served[attempt.served_at] = (self.served[attempt.served_at][0], record.tenant, 0, 0)
             return self._retry(attempt, now)
         record.made_tokens = made
         self.served.append((now, record.tenant, 0, made - attempt.num_served))
