@@ -12,10 +12,15 @@ from preble_jax.sim.rate_search import LEAST_RATE, MOST_RATE, rate_at, search_st
 
 
 def search(
-    start: int, stride: int, capacity: float, tolerance: float = 0.03, power: float = 5.0
+    start: int,
+    stride: int,
+    capacity: float,
+    tolerance: float = 0.03,
+    power: float = 5.0,
+    short_from: float = math.inf,
 ) -> tuple[int | None, list[int]]:
     """(result, probes) where the value reaches its limit at `capacity` and grows with a power of the rate."""
-    steps = search_steps(start, stride, tolerance)
+    steps = search_steps(start, stride, tolerance, lambda step: step >= short_from)
     probed = [next(steps)]
     while True:
         rate = rate_at(probed[-1], tolerance)
@@ -31,9 +36,12 @@ def search(
     stride=st.integers(1, 8),
     tolerance=st.floats(0.01, 0.5),
     power=st.sampled_from([0.0, 0.3, 3.0, 5.0, 40.0]),
+    short_from=st.one_of(st.just(math.inf), st.integers(-300, 400)),
 )
-def test_the_highest_rate_that_passes(capacity: float, start: int, stride: int, tolerance: float, power: float) -> None:
-    step, probed = search(start, stride, capacity, tolerance, power)
+def test_the_highest_rate_that_passes(
+    capacity: float, start: int, stride: int, tolerance: float, power: float, short_from: float
+) -> None:
+    step, probed = search(start, stride, capacity, tolerance, power, short_from)
     assert step is not None
     assert rate_at(step, tolerance) <= capacity < rate_at(step + 1, tolerance)
     assert len(set(probed)) == len(probed), "nothing is probed twice"
