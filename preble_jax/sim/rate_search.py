@@ -35,8 +35,9 @@ def search_steps(
     MOST_RATE; None when nothing passes down to LEAST_RATE. Assumes that what passes at a rate passes below it.
 
     start: where it is expected. stride: by how many steps it may be off. over_early: of a step that passed, whether its
-    requests have all come before the first of them can be late. Then it may be that no rate is too high for so few, and
-    MOST_RATE is probed at once.
+    requests have all come before the first of them can be late. Then it may be that no rate is too high for so few, so
+    that MOST_RATE is probed at once; and the value hardly grows with the rate, so that it is no guide and the steps in
+    between are halved.
 
     A run that passes costs all of its requests, one that fails a third of them. So from above it goes down in small
     strides (larger ones after the third), and from below as far up as the value says.
@@ -45,6 +46,7 @@ def search_steps(
     passes: int | None = None
     fails: int | None = None
     num_failed = 0  # since one passed
+    bisects = False
     step = min(max(start, lowest), highest)
     while passes is None or fails is None or fails - passes > 1:
         ratio = yield step
@@ -52,10 +54,12 @@ def search_steps(
             passes, num_failed = step, 0
             if step >= highest:
                 return highest
-            if fails is None and over_early(step):
-                if (yield highest) <= 1.0:
-                    return highest
-                fails = highest
+            if not bisects and over_early(step):
+                bisects = True
+                if fails is None:
+                    if (yield highest) <= 1.0:
+                        return highest
+                    fails = highest
             step = min(step + _steps_up(ratio, tolerance), highest if fails is None else fails - 1)
         else:
             fails, num_failed = step, num_failed + 1
@@ -63,6 +67,8 @@ def search_steps(
                 return None
             down = (stride if passes is None else 1) * 2 ** max(0, num_failed - 3)
             step = max(step - down, lowest if passes is None else passes + 1)
+        if bisects and passes is not None and fails is not None:
+            step = (passes + fails) // 2
     return passes
 
 

@@ -73,5 +73,12 @@ def test_what_never_passes_and_what_never_fails() -> None:
         assert done.value.value == result and probed[-1] == step_at(last, 0.03)
 
 
+def test_a_burst_that_drains_just_in_time_is_not_followed_step_by_step() -> None:
+    """The value stays just below its limit over a range of 300 steps."""
+    step, probed = search(50, 4, rate_at(311, 0.03), power=1e-3, short_from=60)
+    assert (step, len(search(50, 4, rate_at(311, 0.03), power=1e-3)[1])) == (311, 263)
+    assert step_at(MOST_RATE, 0.03) in probed and len(probed) < 22
+
+
 def test_grid_points_name_themselves() -> None:
     assert all(step_at(rate_at(step, 0.03), 0.03) == step for step in range(-230, 380))
