@@ -20,7 +20,7 @@ from preble_jax.model.tokenizer import Tokenizer
 from serve.attempt import Attempt
 from serve.prompts import PromptReader
 from serve.protos.preble.v1 import inference_pb2 as pb
-from serve.protos.preble.v1 import inference_pb2_grpc
+from serve.protos.preble.v1 import inference_pb2_grpc, scheduler_pb2
 from serve.router import Router
 from serve.status import answers_errors
 from serve.transport import Server, announce, open_channel, stop_event
@@ -49,10 +49,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         # In a thread: a long prompt takes the tokenizer milliseconds in which other streams would stand still.
         prompt = await asyncio.to_thread(self._reader.read, request, self._router.max_model_len)
         request_id = request.request_id or uuid4().hex
-        failed_groups: list[str] = []
+        failed: list[scheduler_pb2.GroupProcess] = []
         while True:
             # Ids of our own, a new one each attempt: clients may choose equal ones, and a late report must not mix in.
-            route = await self._router.place(prompt.place_request(uuid4().hex, failed_groups))
+            route = await self._router.place(prompt.place_request(uuid4().hex, failed))
             attempt = Attempt(prompt, route, self._tokenizer)
             responses, begun = attempt.run(self._channel(route.address), context.time_remaining()), False
             try:
@@ -70,7 +70,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                         "send the request again"
                     ) from error
                 log.warning("request %s: group %s failed before its first token: %s", request_id, route.group, error)
-                failed_groups.append(route.group)
+                failed.append(route.process)
             finally:
                 await responses.aclose()
                 self._router.finished(route, attempt.output_tokens, attempt.cached_tokens, failed=attempt.in_vain)

@@ -26,14 +26,16 @@ class Prompt:
     tenant: str
     cache_salt: bytes
 
-    def place_request(self, attempt_id: str, excluded: Sequence[str]) -> scheduler_pb2.PlaceRequest:
+    def place_request(
+        self, attempt_id: str, excluded: Sequence[scheduler_pb2.GroupProcess]
+    ) -> scheduler_pb2.PlaceRequest:
         return scheduler_pb2.PlaceRequest(
             request_id=attempt_id,
             block_hashes=wire.hashes_to_bytes(self.block_hashes),
             num_tokens=len(self.token_ids),
             max_tokens=self.sampling.max_tokens,
             tenant=self.tenant,
-            excluded_groups=excluded,
+            excluded=excluded,
         )
 
     def worker_request(self, attempt_id: str) -> worker_pb2.WorkerGenerateRequest:

@@ -33,12 +33,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Route:
-    """One attempt at serving a request. `placed`: the scheduler knows of it and wants to hear how it ended."""
+    """One attempt at serving a request. generation: of the group's process. placed: the scheduler knows of it and wants
+    to hear how it ended."""
 
     attempt_id: str
     group: str
     address: str
+    generation: int
     placed: bool
+
+    @property
+    def process(self) -> pb.GroupProcess:
+        return pb.GroupProcess(group=self.group, generation=self.generation)
 
 
 class Router:
@@ -92,7 +98,8 @@ class Router:
             self._note_reachable(answered, error)
             return self._fall_back(request, error)
         self._note_reachable(True)
-        return Route(request.request_id, answer.group.group, answer.group.address, placed=True)
+        group = answer.group
+        return Route(request.request_id, group.group, group.address, answer.generation, placed=True)
 
     def first_token(self, route: Route, queue_s: float | None) -> None:
         """The prompt is computed. queue_s: what the request waited in its group's queue, if the group said so."""
@@ -109,7 +116,8 @@ class Router:
             )
 
     def _fall_back(self, request: pb.PlaceRequest, error: PrebleError) -> Route:
-        groups = self.groups.keys() - set(request.excluded_groups)
+        failed = {(process.group, process.generation) for process in request.excluded}
+        groups = {name for name, hello in self.groups.items() if (name, hello.generation) not in failed}
         if not groups:
             raise GroupUnavailableError(
                 f"expected a device group to serve the request, none is left ({error})"
@@ -117,7 +125,8 @@ class Router:
         self.num_fallbacks += 1
         key = rendezvous_key(wire.hashes_from_bytes(request.block_hashes), request.request_id)
         group = rendezvous(key, groups)
-        return Route(request.request_id, group, self.groups[group].group.address, placed=False)
+        hello = self.groups[group]
+        return Route(request.request_id, group, hello.group.address, hello.generation, placed=False)
 
     async def _poll(self) -> None:
         while True:

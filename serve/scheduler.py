@@ -27,6 +27,7 @@ from preble_jax.sched import (
     GroupStats,
     Instruction,
     Placement,
+    PlaceRequest,
     RequestSnapshot,
 )
 from preble_jax.sched.cost import LinearCostModel
@@ -72,7 +73,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     @answers_errors
     async def Place(self, request: pb.PlaceRequest, context: grpc.aio.ServicerContext) -> pb.PlaceResponse:
         response = pb.PlaceResponse()
-        self._write(self._scheduler.place(wire.place_request_from_proto(request), self._clock()), response)
+        self._write(self._scheduler.place(self._read(request), self._clock()), response)
         return response
 
     @answers_errors
@@ -90,7 +91,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         for request in batch.requests:
             result = results.add()
             try:
-                placement = place(wire.place_request_from_proto(request), now)
+                placement = place(self._read(request), now)
             except Exception as error:
                 result.error.CopyFrom(_place_error(error))
             else:
@@ -109,10 +110,22 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             except Exception as error:
                 response.report_errors.append(_place_error(error))
 
+    def _read(self, request: pb.PlaceRequest) -> PlaceRequest:
+        """A group is excluded for as long as the process that failed the request is the one behind it."""
+        links = self._links
+        excluded = [
+            failed.group
+            for failed in request.excluded
+            if (link := links.get(failed.group)) is not None and link.hello.generation == failed.generation
+        ]
+        return wire.place_request_from_proto(request, excluded)
+
     def _write(self, placement: Placement, response: pb.PlaceResponse) -> None:
         """In place: nested messages given to a constructor are copied once a level."""
         links = self._links
-        response.group.CopyFrom(links[placement.group].hello.group)
+        hello = links[placement.group].hello
+        response.group.CopyFrom(hello.group)
+        response.generation = hello.generation
         response.alternatives.extend([links[group].hello.group for group in placement.alternatives])
         response.decision = placement.decision
         response.matched_tokens = placement.matched_tokens

@@ -99,7 +99,9 @@ def _head(scenario: Scenario, summary: Mapping[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    lost = ", ".join(f"{summary[key]} {key}" for key in ("rejected", "failed", "unfinished") if summary[key])
+    lost = ", ".join(
+        f"{summary[key]} {key}" for key in ("rejected", "failed", "unfinished", "truncated") if summary[key]
+    )
     table.add_row("requests", f"{summary['requests']}" + (f" ({lost})" if lost else ""))
     table.add_row("simulated", f"{summary['end_s']:.1f} s in {summary['wall_s']:.1f} s")
     table.add_row("throughput", f"{summary['throughput_per_s']:.2f} requests/s")

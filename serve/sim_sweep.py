@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -13,6 +13,9 @@ from preble_jax.errors import ConfigError
 from preble_jax.progress import make_progress
 from serve.sim import make_console, show
 from serve.sim_arguments import require_writable, scenarios_of, slo_of
+
+if TYPE_CHECKING:
+    from preble_jax.sim.slo import Target
 
 # What rows of one setting have in common; the seeds are averaged over.
 _LABELS = ("workload", "groups", "placement", "queue", "rate")
@@ -32,6 +35,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--processes: expected at least 1, or 0 for one a core, got {arguments.processes}")
     target = Target.parse(arguments.slo)
     if arguments.capacity:
+        if arguments.rate:
+            raise ConfigError(
+                f"--rate: expected without --capacity, which looks for it, got {arguments.rate[0]:g}; leave one out"
+            )
         arguments.rate = (1.0,)  # what is looked for
     scenarios = scenarios_of(arguments)
     slo = slo_of(arguments)
@@ -47,10 +54,14 @@ def run_sweep(arguments: argparse.Namespace) -> int:
                 progress=progress,
             )
             table = capacity_table(rows, arguments.slo)
+            notes = too_short(rows, target)
         else:
             rows = run_grid([Job(scenario=scenario, slo=slo) for scenario in scenarios], workers, file, progress)
-            table = grid_table(rows)
-    make_console().print(table)
+            table, notes = grid_table(rows), []
+    console = make_console()
+    console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True)
     return 0
 
 
@@ -75,6 +86,7 @@ def grid_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def capacity_table(rows: Sequence[dict[str, Any]], target: str) -> Table:
+    from preble_jax.sim.capacity import lasts
     from preble_jax.sim.intervals import mean_and_half_width
 
     table = Table(title=f"highest rate with {target}", title_justify="left", box=box.SIMPLE)
@@ -87,8 +99,24 @@ def capacity_table(rows: Sequence[dict[str, Any]], target: str) -> Table:
         hits = [row["summary"]["hit_ratio"] for row in group if row["summary"]]
         hit = f"{mean_and_half_width(hits)[0]:.1%}" if hits else "-"
         probes = sum(row["probes"] for row in group)
-        table.add_row(*label[:-1], f"{mean:.2f}", f"±{half_width:.2f}", hit, f"{probes}")
+        found = min(map(lasts, group)) >= 1.0
+        table.add_row(*label[:-1], *((f"{mean:.2f}", f"±{half_width:.2f}", hit) if found else "---"), f"{probes}")
     return table
+
+
+def too_short(rows: Sequence[dict[str, Any]], target: Target) -> list[str]:
+    """A sentence for each setting whose requests are over before the target can be missed."""
+    from preble_jax.sim.capacity import lasts
+
+    notes = []
+    for label, group in _by_label(rows).items():
+        shortest = min(group, key=lasts)
+        if lasts(shortest) < 1.0:
+            notes.append(
+                f"{', '.join(label[:-1])}: no capacity found: the {shortest['summary']['requests']} requests are over "
+                f"before {target.limit_s:g} s, the limit, have passed; give more of them (--requests, a longer trace)"
+            )
+    return notes
 
 
 def _by_label(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from struct import Struct
@@ -97,15 +97,18 @@ def _hash_struct(num: int) -> Struct:
     return Struct(f"{HASH_BYTES}s" * num)
 
 
-def place_request_from_proto(message: scheduler_pb2.PlaceRequest) -> PlaceRequest:
-    """Raises `InvalidRequestError` for hashes that are none."""
+def place_request_from_proto(message: scheduler_pb2.PlaceRequest, excluded: Iterable[str] = ()) -> PlaceRequest:
+    """excluded: groups that still are the processes which failed the request.
+
+    Raises `InvalidRequestError` for hashes that are none.
+    """
     return PlaceRequest(
         request_id=message.request_id,
         block_hashes=hashes_from_bytes(message.block_hashes),
         num_tokens=message.num_tokens,
         max_tokens=message.max_tokens,
         tenant=message.tenant or DEFAULT_TENANT,
-        excluded=frozenset(message.excluded_groups),
+        excluded=frozenset(excluded),
     )
 
 

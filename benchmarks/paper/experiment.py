@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -138,7 +139,7 @@ def select(rows: Sequence[Row], **labels: object) -> list[Row]:
 def save(
     name: str, arguments: argparse.Namespace, document: Mapping[str, Any], panels: Sequence[Panel], columns: int = 4
 ) -> None:
-    """NAME.json and NAME.svg; without matplotlib only the first."""
+    """NAME.json and NAME.svg; without matplotlib, or anything to draw, only the first."""
     arguments.results.mkdir(parents=True, exist_ok=True)
     head = {
         "command": command_line([f"-m benchmarks.paper.{name}", *_given(arguments)]),
@@ -149,8 +150,13 @@ def save(
     }
     path = arguments.results / f"{name}.json"
     path.write_text(_one_row_a_line({**head, **document}), encoding="utf-8")
-    draw(panels, arguments.results / f"{name}.svg", columns=columns)
-    print(f"{path} and {name}.svg")
+    if importlib.util.find_spec("matplotlib") is None:
+        print(f"{path}; {name}.svg needs matplotlib: pip install 'preble-jax[plot]'")
+    elif not panels:
+        print(f"{path}; nothing to draw")
+    else:
+        draw(panels, arguments.results / f"{name}.svg", columns=columns)
+        print(f"{path} and {name}.svg")
 
 
 def _given(arguments: argparse.Namespace) -> list[str]:

@@ -7,7 +7,8 @@ which 99 of 100 requests have their first token within the SLO: 5 s, or five tim
 alone and uncached, or 1.5 times what one of the longest percent takes, whatever is most. No policy is tuned for a
 workload; each has the queue that it is published with, or all have --queue. The fixed rates are 0.7 and 1.0 of E2's
 capacity. Traces that are too short to overload four groups at any rate have no capacity, and fixed rates from an
-estimate.
+estimate. Where the requests at E2's or the default's capacity have all come before the first can be late, it says how
+fast a burst drains: such cases are marked, and count in the totals that end in `_with_bursts` only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 from benchmarks.paper.experiment import Policies, make_parser, make_scenario, rounded, save, select
 from preble_jax.config import QueueSettings
 from preble_jax.progress import make_progress
-from preble_jax.sim.capacity import estimate_rate, find_capacities
+from preble_jax.sim.capacity import estimate_rate, find_capacities, lasts
 from preble_jax.sim.cost import find_cost
 from preble_jax.sim.cost.scheduling import prompt_s
 from preble_jax.sim.intervals import geometric_mean, mean_and_half_width
@@ -110,25 +111,51 @@ def target_of(source: Source) -> Target:
 
 def capacity_rows(rows: Sequence[Row], chosen: Sequence[Case], policies: Sequence[Policies]) -> list[dict[str, Any]]:
     """A row a case and policy: mean and half of the 95% interval; over E2's, and over the best other one's. None in a
-    case that some policy serves at any rate."""
+    case that some policy serves at any rate. lasts: of the requests at that policy's capacity, mean over the seeds;
+    None where nothing passes. burst: in cases where E2's or the default's is below 1."""
     found = []
     for case in chosen:
         of_case = select(rows, workload=case.name)
-        if any(row["capacity"] > UNBOUNDED for row in of_case):
-            found += [_capacity_row(case, each.name, None, None, None) for each in policies]
-            continue
-        by_seed = {
-            each.name: {row["seed"]: row["capacity"] for row in select(of_case, placement=each.placement)}
-            for each in policies
-        }
-        means = {name: mean_and_half_width(list(seeds.values())) for name, seeds in by_seed.items()}
-        for name, (mean, half_width) in means.items():
-            rivals = [rival for rival in means if rival not in (name, DEFAULT)]
-            best = max(rivals, key=lambda rival: means[rival][0], default=None)
-            capacity = [rounded(mean), rounded(half_width)]
-            over_e2, over_best = (_over(by_seed[name], by_seed.get(rival or "", {})) for rival in (E2, best))
-            found.append(_capacity_row(case, name, capacity, over_e2, over_best, best))
+        lasting = {each.name: _mean_lasts(select(of_case, placement=each.placement)) for each in policies}
+        burst = any(lasting.get(name) is not None and lasting[name] < 1.0 for name in (E2, DEFAULT))
+        compared = {} if any(row["capacity"] > UNBOUNDED for row in of_case) else _compare(of_case, policies)
+        for each in policies:
+            capacity, over_e2, best, over_best = compared.get(each.name, (None,) * 4)
+            found.append(
+                {
+                    "workload": case.name,
+                    "target": str(case.target),
+                    "placement": each.name,
+                    "capacity": capacity,
+                    "over_e2": over_e2,
+                    "best_baseline": best,
+                    "over_best_baseline": over_best,
+                    "lasts": lasting[each.name],
+                    "burst": burst,
+                }
+            )
     return found
+
+
+def _compare(of_case: Sequence[Row], policies: Sequence[Policies]) -> dict[str, tuple[Any, ...]]:
+    """Of each policy: capacity, over E2's, the best other policy, over that one's."""
+    by_seed = {
+        each.name: {row["seed"]: row["capacity"] for row in select(of_case, placement=each.placement)}
+        for each in policies
+    }
+    means = {name: mean_and_half_width(list(seeds.values())) for name, seeds in by_seed.items()}
+    found = {}
+    for name, spread in means.items():
+        rivals = [rival for rival in means if rival not in (name, DEFAULT)]
+        best = max(rivals, key=lambda rival: means[rival][0], default=None)
+        over_e2, over_best = (_over(by_seed[name], by_seed.get(rival or "", {})) for rival in (E2, best))
+        found[name] = ([rounded(value) for value in spread], over_e2, best, over_best)
+    return found
+
+
+def _mean_lasts(rows: Sequence[Row]) -> float | None:
+    values = [lasts(row) for row in rows if row["capacity"]]
+    return rounded(sum(values) / len(values)) if values else None
 
 
 def _over(mine: Mapping[int, float], others: Mapping[int, float]) -> list[float] | None:
@@ -139,25 +166,6 @@ def _over(mine: Mapping[int, float], others: Mapping[int, float]) -> list[float]
         return None
     ratio = sum(mine[seed] for seed in both) / sum(others[seed] for seed in both)
     return [rounded(ratio), rounded(mean_and_half_width([mine[seed] / others[seed] for seed in both])[1])]
-
-
-def _capacity_row(
-    case: Case,
-    name: str,
-    capacity: list[float] | None,
-    over_e2: list[float] | None,
-    over_best: list[float] | None,
-    best: str | None = None,
-) -> dict[str, Any]:
-    return {
-        "workload": case.name,
-        "target": str(case.target),
-        "placement": name,
-        "capacity": capacity,
-        "over_e2": over_e2,
-        "best_baseline": best,
-        "over_best_baseline": over_best,
-    }
 
 
 def fixed_rates(case: Case, capacities: Sequence[dict[str, Any]]) -> list[float]:
@@ -185,22 +193,26 @@ def fixed_rows(rows: Sequence[Row], chosen: Sequence[Case], policies: Sequence[P
 
 
 def totals(capacities: Sequence[dict[str, Any]], policies: Sequence[Policies]) -> list[dict[str, Any]]:
-    """Of each policy over all cases: geometric mean over E2's capacity, and the worst against the best baseline's."""
+    """Of each policy over all cases but bursts, and over those too."""
     found = []
     for each in policies:
         rows = [row for row in capacities if row["placement"] == each.name]
-        rated = [row for row in rows if row["over_best_baseline"] is not None]
-        worst: dict[str, Any] = min(rated, key=lambda row: row["over_best_baseline"][0], default={})
-        found.append(
-            {
-                "placement": each.name,
-                "queue": each.queue,
-                "over_e2": rounded(geometric_mean([row["over_e2"][0] for row in rows if row["over_e2"] is not None])),
-                "worst_over_best_baseline": worst.get("over_best_baseline"),
-                "worst_workload": worst.get("workload"),
-            }
-        )
+        with_bursts = {f"{key}_with_bursts": value for key, value in _total(rows).items()}
+        sustained = _total([row for row in rows if not row["burst"]])
+        found.append({"placement": each.name, "queue": each.queue, **sustained, **with_bursts})
     return found
+
+
+def _total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of one policy: geometric mean over E2's capacity, and the worst against the best baseline's."""
+    over_e2 = [row["over_e2"][0] for row in rows if row["over_e2"] is not None]
+    rated = [row for row in rows if row["over_best_baseline"] is not None]
+    worst: dict[str, Any] = min(rated, key=lambda row: row["over_best_baseline"][0], default={})
+    return {
+        "over_e2": rounded(geometric_mean(over_e2)) if over_e2 else None,
+        "worst_over_best_baseline": worst.get("over_best_baseline"),
+        "worst_workload": worst.get("workload"),
+    }
 
 
 def panels(capacities: Sequence[dict[str, Any]], chosen: Sequence[Case]) -> list[Panel]:

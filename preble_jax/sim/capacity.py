@@ -13,6 +13,7 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -22,6 +23,7 @@ from preble_jax.sim.cost import find_cost
 from preble_jax.sim.cost.base import StepWork
 from preble_jax.sim.rate_search import rate_at, search_steps, step_at
 from preble_jax.sim.scenario import Scenario
+from preble_jax.sim.slo import Target
 from preble_jax.sim.sweep import Job, Row, RowFile, Workers, labels
 
 # Steps of the grid by which the beginning of a search may be off: after an estimate from the workload's lengths, after
@@ -95,7 +97,7 @@ class CapacityFinder:
 
     def _begin(self, job: Job, start: int, stride: int, task: Task) -> None:
         self._begun.add(_chain(job))
-        steps = search_steps(start, stride, self._tolerance)
+        steps = search_steps(start, stride, self._tolerance, partial(self._over_early, job))
         self._probe(_Search(job=job, steps=steps, step=next(steps)), task)
 
     def _probe(self, search: _Search, task: Task) -> None:
@@ -139,6 +141,12 @@ class CapacityFinder:
     def _estimate(self, job: Job) -> int:
         return step_at(estimate_rate(job.scenario), self._tolerance)
 
+    def _over_early(self, job: Job, step: int) -> bool:
+        """step: one that passed."""
+        assert job.target is not None
+        num_requests = self._file.rows[self._at(job, step).key]["summary"]["requests"]
+        return bool(num_requests < rate_at(step, self._tolerance) * job.target.limit_s)
+
     def _at(self, job: Job, step: int) -> Job:
         return replace(job, scenario=job.scenario.with_rate(rate_at(step, self._tolerance)))
 
@@ -174,6 +182,15 @@ def find_capacities(
     assert all(job.target is not None for job in jobs)
     with (progress or NullProgress()).task("finding capacities", total=len(jobs)) as task:
         return CapacityFinder(tolerance, workers, file).run(jobs, task)
+
+
+def lasts(row: Row) -> float:
+    """Seconds in which the requests arrive at the rate of a row of `find_capacities`, over the target's limit. Below 1
+    they have all come before the first of them can be late: that rate says how fast a burst drains, and nothing of what
+    can be sustained. Infinite where nothing passes."""
+    if not row["capacity"]:
+        return math.inf
+    return float(row["summary"]["requests"] / (row["capacity"] * Target.parse(row["target"]).limit_s))
 
 
 def predict(chains: Mapping[str, Mapping[int, int]], chain: str, seed: int) -> int:

@@ -128,6 +128,7 @@ class Frontend:
             self.place_s += time.perf_counter() - began
         record.group, record.decision = placement.group, placement.decision
         record.num_placements += 1
+        attempt.generation = self.groups[placement.group].generation
         if self._network_s:
             self._events.push(now + self._network_s, self._deliver, attempt)
         else:
@@ -140,13 +141,16 @@ class Frontend:
             self._retry(attempt, now)
 
     def _retry(self, attempt: Attempt, now: float) -> None:
-        """Nothing came of it: another group, under a new name, because late reports must not mix in."""
+        """Nothing came of it: to another process, under a new name, because late reports must not mix in. A group is
+        excluded for as long as the process that failed the request is the one behind it."""
         record, old = attempt.record, attempt.placed
         self._link.finished(old.request_id, 0, 0, True, now)
         name = f"{record.index}.{record.num_placements}"
-        placed = replace(old, request_id=name, excluded=old.excluded | {record.group})
+        failed = attempt.failed | {(record.group, attempt.generation)}
+        excluded = {group for group, generation in failed if self.groups[group].generation == generation}
+        placed = replace(old, request_id=name, excluded=frozenset(excluded))
         inside = replace(attempt.request, request_id=name)
-        self._try(Attempt(record, inside, placed), now)
+        self._try(Attempt(record, inside, placed, failed), now)
 
     # -- what groups say ---------------------------------------------------------------------------
 
@@ -154,6 +158,7 @@ class Frontend:
         record = attempt.record
         record.queue_s = now - attempt.delivered_s
         record.cached_tokens = cached = sequence.num_cached or 0
+        attempt.served_at = len(self.served)
         self.served.append((now, record.tenant, record.num_prompt - cached, 0))
 
     def first_token(self, attempt: Attempt, sequence: Sequence, now: float) -> None:
@@ -176,9 +181,11 @@ class Frontend:
         self._end(attempt.record, "rejected", now)
 
     def lost(self, attempt: Attempt, made: int, now: float) -> None:
-        """Its group is gone, after so many tokens."""
+        """Its group is gone, after so many tokens. What was computed in vain is nobody's service."""
         record = attempt.record
         if not made:
+            if attempt.served_at is not None:
+                self.served[attempt.served_at] = (self.served[attempt.served_at][0], record.tenant, 0, 0)
             return self._retry(attempt, now)
         record.made_tokens = made
         self.served.append((now, record.tenant, 0, made - attempt.num_served))

@@ -7,7 +7,7 @@ seeds, which end within a step or two of each other, need two probes each when t
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 # What fails at a request in a quarter of an hour has no capacity; what passes at a hundred a millisecond is a workload
 # too short to overload anything.
@@ -27,12 +27,17 @@ def step_at(rate: float, tolerance: float) -> int:
     return round(math.log(rate) / math.log1p(tolerance))
 
 
-def search_steps(start: int, stride: int, tolerance: float) -> Generator[int, float, int | None]:
+def search_steps(
+    start: int, stride: int, tolerance: float, over_early: Callable[[int], bool] = lambda step: False
+) -> Generator[int, float, int | None]:
     """Yields steps of the grid to be probed, and is sent what came of them: the value over its limit; at most 1 passes,
     infinite is a run that was given up. Returns the highest step that passes while the next one fails, or that of
     MOST_RATE; None when nothing passes down to LEAST_RATE. Assumes that what passes at a rate passes below it.
 
-    start: where it is expected. stride: by how many steps it may be off.
+    start: where it is expected. stride: by how many steps it may be off. over_early: of a step that passed, whether its
+    requests have all come before the first of them can be late. Then it may be that no rate is too high for so few, so
+    that MOST_RATE is probed at once; and the value hardly grows with the rate, so that it is no guide and the steps in
+    between are halved.
 
     A run that passes costs all of its requests, one that fails a third of them. So from above it goes down in small
     strides (larger ones after the third), and from below as far up as the value says.
@@ -41,6 +46,7 @@ def search_steps(start: int, stride: int, tolerance: float) -> Generator[int, fl
     passes: int | None = None
     fails: int | None = None
     num_failed = 0  # since one passed
+    bisects = False
     step = min(max(start, lowest), highest)
     while passes is None or fails is None or fails - passes > 1:
         ratio = yield step
@@ -48,6 +54,12 @@ def search_steps(start: int, stride: int, tolerance: float) -> Generator[int, fl
             passes, num_failed = step, 0
             if step >= highest:
                 return highest
+            if not bisects and over_early(step):
+                bisects = True
+                if fails is None:
+                    if (yield highest) <= 1.0:
+                        return highest
+                    fails = highest
             step = min(step + _steps_up(ratio, tolerance), highest if fails is None else fails - 1)
         else:
             fails, num_failed = step, num_failed + 1
@@ -55,6 +67,8 @@ def search_steps(start: int, stride: int, tolerance: float) -> Generator[int, fl
                 return None
             down = (stride if passes is None else 1) * 2 ** max(0, num_failed - 3)
             step = max(step - down, lowest if passes is None else passes + 1)
+        if bisects and passes is not None and fails is not None:
+            step = (passes + fails) // 2
     return passes
 
 

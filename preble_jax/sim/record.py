@@ -58,7 +58,8 @@ class GroupRecord:
 @dataclass(kw_only=True)
 class SimResult:
     """served: (time, tenant, extend tokens, output tokens) as tenants received them: extend tokens at a request's first
-    admission, output tokens when the request ended or the sampling interval passed; by time. end_s: when the last
+    admission, output tokens when the request ended or the sampling interval passed; by time. What a group that died had
+    computed for requests without a token is in nobody's: they got nothing of it. end_s: when the last
     request ended or the simulation was stopped. wall_s: real seconds it took; place_s: of these, in placement calls.
     stopped: True when a stop rule ended it early. policy: the placement policy's own counters at the end.
     """

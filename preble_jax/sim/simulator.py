@@ -16,6 +16,7 @@ from preble_jax.kv.prefix_cache import PrefixCache
 from preble_jax.progress import NullProgress, Progress
 from preble_jax.sched import GlobalScheduler
 from preble_jax.sched.queues import make_queue
+from preble_jax.sim.attempt import Attempt
 from preble_jax.sim.cost.base import StepCost
 from preble_jax.sim.event_queue import EventQueue
 from preble_jax.sim.frontend import Frontend
@@ -148,10 +149,12 @@ class Simulator:
     def _strike(self, now: float, fault: Fault) -> None:
         group = self.groups[fault.group]
         if fault.kind in ("kill", "restart"):
-            self._kill(group, now)
-        if fault.kind == "restart":
-            group.start()
-            self.link.join(group, now)
+            lost = self._kill(group, now)
+            if fault.kind == "restart":  # at once: who tries again finds the new process
+                group.start()
+                self.link.join(group, now)
+            for attempt, made in lost:
+                self.frontend.lost(attempt, made, now)
         elif fault.kind == "drain" and group.up:
             group.draining = True
             self.link.drain(group, now)
@@ -159,12 +162,13 @@ class Simulator:
             group.undrain()
             self.link.join(group, now)
 
-    def _kill(self, group: SimGroup, now: float) -> None:
-        if group.up:
-            lost = group.kill(now)
-            self.link.leave(group, now)
-            for attempt, made in lost:
-                self.frontend.lost(attempt, made, now)
+    def _kill(self, group: SimGroup, now: float) -> list[tuple[Attempt, int]]:
+        """The attempts that were there, with the tokens they had made."""
+        if not group.up:
+            return []
+        lost = group.kill(now)
+        self.link.leave(group, now)
+        return lost
 
     def _result(self, wall_s: float) -> SimResult:
         frontend = self.frontend

@@ -22,7 +22,8 @@ def summarize(result: SimResult, tenants: TenantSettings = _EQUAL, slo: Slo = _N
     Means and percentiles are over requests that finished; the others are counted beside them. hit_ratio: prompt tokens
     that were cached, of the requests that finished. imbalance: the greatest busy time of a group over the mean of all.
     jain_index: of the tenants' service over their fair shares. goodput: requests a second that finished and kept the
-    SLO (all of them without one). throughput_tokens_per_s: prompt and output tokens of finished requests.
+    SLO (all of them without one). truncated: of the finished ones, those whose answer ended where their group's room
+    did (they count as good). throughput_tokens_per_s: prompt and output tokens of finished requests.
     """
     records = result.requests
     finished = [record for record in records if record.status == "finished"]
@@ -61,6 +62,7 @@ def _counts(records: Sequence[RequestRecord]) -> dict[str, Any]:
         "rejected": statuses.count("rejected"),
         "failed": statuses.count("failed"),
         "unfinished": statuses.count("unfinished"),
+        "truncated": sum(record.status == "finished" and record.made_tokens < record.num_output for record in records),
         "retried": sum(record.num_placements > 1 for record in records),
         "decisions": dict(sorted(decisions.items())),
     }

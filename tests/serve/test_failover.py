@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -141,3 +142,19 @@ async def test_a_restarted_worker_joins_again(deployment: Deployment) -> None:
     await deployment.until_joined(2)
     await deployment.kill_worker("worker-0")
     assert (await deployment.client.generate(PROMPT, GREEDY)).usage.group == "worker-1"
+
+
+async def test_who_waits_through_a_rolling_restart_is_served_by_a_new_process(deployment: Deployment) -> None:
+    hold_all(deployment, 0)
+    answer = asyncio.create_task(deployment.client.generate(PROMPT, GREEDY))
+    first = await the_group_at_work(deployment)
+    [second] = deployment.engines.keys() - {first}
+    await deployment.kill_worker(first)
+    await until(lambda: set(deployment.running.values()) == {second})
+    engine = deployment.engines[first]
+    engine.info = replace(engine.info, generation=engine.info.generation + 1)
+    engine.hold_after = None
+    await deployment.start_worker(first)
+    await deployment.until_state(lambda groups: first in groups and groups[first].hello.generation == 2)
+    await deployment.kill_worker(second)
+    assert ((await answer).text, (await answer).usage.group) == ("the quick", first)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preble_jax.errors import PrebleError
+from preble_jax.errors import GroupUnavailableError, PrebleError
 from serve.protos.preble.v1 import scheduler_pb2 as pb
 from serve.router import FALLBACK_BLOCKS, POLL_S, Router, rendezvous, rendezvous_key
 
@@ -76,3 +76,17 @@ async def test_groups_outlive_a_scheduler_that_restarts_however_long_it_is_away(
     assert await poll(("b",), 1) == ["b"]
     assert await poll((), 3) == ["b"]
     assert await poll((), 1) == [], "it has been there without any for 3 s"
+
+
+async def test_without_a_scheduler_a_process_that_failed_is_gone_round_and_the_next_one_is_not() -> None:
+    router = Router("127.0.0.1:1")
+    router.groups = {name: pb.Hello(group=pb.GroupAddress(group=name), generation=3) for name in ("a", "b")}
+    failed: list[pb.GroupProcess] = []
+    for _ in router.groups:
+        request = pb.PlaceRequest(request_id="r", excluded=failed)
+        failed.append(router._fall_back(request, PrebleError("away")).process)
+    assert {(process.group, process.generation) for process in failed} == {("a", 3), ("b", 3)}
+    with pytest.raises(GroupUnavailableError, match="none is left"):
+        router._fall_back(pb.PlaceRequest(request_id="r", excluded=failed), PrebleError("away"))
+    router.groups["a"].generation = 4
+    assert router._fall_back(pb.PlaceRequest(request_id="r", excluded=failed), PrebleError("away")).group == "a"

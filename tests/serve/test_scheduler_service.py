@@ -121,16 +121,23 @@ async def test_a_silent_group_is_dropped_and_may_come_back(stub: scheduler_pb2_g
 
 async def test_place_and_finished(stub: scheduler_pb2_grpc.SchedulerStub) -> None:
     call = stub.Connect()
-    await call.write(hello())
+    await call.write(hello(generation=7))
     assert await next_message(call) == "snapshot_request"
     request = pb.PlaceRequest(request_id="r", block_hashes=b"".join(HASHES), num_tokens=13, max_tokens=5, tenant="t")
     answer = await stub.Place(request)
-    assert (answer.group.group, answer.group.address) == ("a", "a:1")
+    assert (answer.group.group, answer.group.address, answer.generation) == ("a", "a:1", 7)
+    failed = pb.GroupProcess(group="a", generation=7)
     assert answer.decision == "explore"
     with transport_errors():
         await stub.Finished(pb.FinishedRequest(request_id="r", output_tokens=5))
     with pytest.raises(NotFoundError), transport_errors():
         await stub.Finished(pb.FinishedRequest(request_id="r"))
     with pytest.raises(GroupUnavailableError), transport_errors():
-        await stub.Place(pb.PlaceRequest(request_id="s", num_tokens=1, excluded_groups=["a"]))
+        await stub.Place(pb.PlaceRequest(request_id="s", num_tokens=1, excluded=[failed]))
+    successor = stub.Connect()
+    await successor.write(hello(generation=8))
+    assert await next_message(successor) == "snapshot_request"
+    again = await stub.Place(pb.PlaceRequest(request_id="s", num_tokens=1, excluded=[failed]))
+    assert (again.group.group, again.generation) == ("a", 8)
     call.cancel()
+    successor.cancel()

@@ -159,13 +159,15 @@ def test_faults_and_lag(tmp_path: Path) -> None:
 
 def test_a_sweep_and_its_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rows.jsonl"
-    lists = ["--placement", "e2,round_robin", "--seed", "0,1", "--rate", "4,8", "--requests", "20"]
-    sweep = ["sim", "sweep", "--workload", "toolbench", *lists, "--processes", "1"]
-    assert main([*sweep, "--json", str(rows)]) == 0
+    lists = ["--placement", "e2,round_robin", "--seed", "0,1", "--requests", "20", "--processes", "1"]
+    sweep = ["sim", "sweep", "--workload", "toolbench", *lists]
+    assert main([*sweep, "--rate", "4,8", "--json", str(rows)]) == 0
     assert "means over 2 seeds" in capsys.readouterr().out
     assert len(rows.read_text().splitlines()) == 8
-    assert main([*sweep[:-2], "--capacity", "--slo", "ttft_p90=2", "--tolerance", "0.5", "--processes", "1"]) == 0
-    assert "highest rate with ttft_p90=2" in capsys.readouterr().out
+    assert main([*sweep, "--capacity", "--slo", "ttft_p90=2", "--tolerance", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert "highest rate with ttft_p90=2" in printed
+    assert printed.count("no capacity found: the 20 requests are over before 2 s") == 2
     if importlib.util.find_spec("matplotlib") is None:
         return
     run(out=tmp_path / "one.json")
@@ -212,6 +214,7 @@ def test_a_sweep_and_its_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[
             "--json: expected a file, got the folder .",
         ),
         (["sweep", "--workload", "toolbench", "--capacity", "--slo", "p99=5"], "--slo: expected METRIC_pN=SECONDS"),
+        (["sweep", "--workload", "toolbench", "--capacity", "--rate", "3,4"], "--rate: expected without --capacity"),
         (["sweep", "--workload", "toolbench", "--rate", "1", "--tolerance", "0"], "--tolerance: expected"),
         (["sweep", "--workload", "toolbench", "--rate", "1", "--processes", "-1"], "--processes: expected"),
     ],

@@ -12,10 +12,15 @@ from preble_jax.sim.rate_search import LEAST_RATE, MOST_RATE, rate_at, search_st
 
 
 def search(
-    start: int, stride: int, capacity: float, tolerance: float = 0.03, power: float = 5.0
+    start: int,
+    stride: int,
+    capacity: float,
+    tolerance: float = 0.03,
+    power: float = 5.0,
+    short_from: float = math.inf,
 ) -> tuple[int | None, list[int]]:
     """(result, probes) where the value reaches its limit at `capacity` and grows with a power of the rate."""
-    steps = search_steps(start, stride, tolerance)
+    steps = search_steps(start, stride, tolerance, lambda step: step >= short_from)
     probed = [next(steps)]
     while True:
         rate = rate_at(probed[-1], tolerance)
@@ -31,9 +36,12 @@ def search(
     stride=st.integers(1, 8),
     tolerance=st.floats(0.01, 0.5),
     power=st.sampled_from([0.0, 0.3, 3.0, 5.0, 40.0]),
+    short_from=st.one_of(st.just(math.inf), st.integers(-300, 400)),
 )
-def test_the_highest_rate_that_passes(capacity: float, start: int, stride: int, tolerance: float, power: float) -> None:
-    step, probed = search(start, stride, capacity, tolerance, power)
+def test_the_highest_rate_that_passes(
+    capacity: float, start: int, stride: int, tolerance: float, power: float, short_from: float
+) -> None:
+    step, probed = search(start, stride, capacity, tolerance, power, short_from)
     assert step is not None
     assert rate_at(step, tolerance) <= capacity < rate_at(step + 1, tolerance)
     assert len(set(probed)) == len(probed), "nothing is probed twice"
@@ -63,6 +71,13 @@ def test_what_never_passes_and_what_never_fails() -> None:
             while len(probed) < 40:
                 probed.append(steps.send(ratio))
         assert done.value.value == result and probed[-1] == step_at(last, 0.03)
+
+
+def test_a_burst_that_drains_just_in_time_is_not_followed_step_by_step() -> None:
+    """The value stays just below its limit over a range of 300 steps."""
+    step, probed = search(50, 4, rate_at(311, 0.03), power=1e-3, short_from=60)
+    assert (step, len(search(50, 4, rate_at(311, 0.03), power=1e-3)[1])) == (311, 263)
+    assert step_at(MOST_RATE, 0.03) in probed and len(probed) < 22
 
 
 def test_grid_points_name_themselves() -> None:

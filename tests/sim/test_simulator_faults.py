@@ -78,6 +78,40 @@ def test_a_restart_of_a_group_that_runs_kills_it_first():
     assert statuses == {"failed", "finished"}
 
 
+@pytest.mark.parametrize("num_groups", [1, 2, 4])
+def test_who_waits_through_a_rolling_restart_is_served_by_a_new_process(num_groups):
+    requests = [SimRequest(arrival_s=0.0, num_prompt=3000, num_output=5) for _ in range(2 * num_groups)]
+    faults = [(0.1 * (1 + number), number % num_groups, "restart") for number in range(2 * num_groups)]
+    result, _ = simulate(requests, *faults, num_groups=num_groups)
+    assert {record.status for record in result.requests} == {"finished"}
+    assert max(record.num_placements for record in result.requests) > num_groups
+
+
+def test_no_process_is_tried_twice():
+    """The scheduler has not heard that two of three drain, and hashing names one of them again and again."""
+    requests = [
+        SimRequest(arrival_s=1.0 + 0.1 * i, num_prompt=16, num_output=4, blocks=(2 * i, 2 * i + 1)) for i in range(20)
+    ]
+    sched = SchedSettings(placement="consistent_hashing")
+    faults = [(0.5, group, "drain") for group in (0, 1)]
+    result, simulator = simulate(requests, *faults, num_groups=3, sched=sched, event_lag_s=5.0)
+    assert {(record.status, record.group) for record in result.requests} == {("finished", simulator.groups[2].name)}
+    assert max(record.num_placements for record in result.requests) == 3
+
+
+def test_what_a_dead_group_computed_in_vain_is_nobodys_service():
+    requests = [
+        SimRequest(arrival_s=0.0, num_prompt=2000, num_output=5, tenant=tenant) for tenant in ("a", "b", "c", "d")
+    ]
+    result, _ = simulate(requests, (0.1, 0, "kill"))
+    again = {record.tenant for record in result.requests if record.num_placements == 2}
+    assert 0 < len(again) < 4
+    for record in result.requests:
+        extend = sum(tokens for _, tenant, tokens, _ in result.served if tenant == record.tenant)
+        assert extend == 2000 == record.num_prompt - record.cached_tokens
+    assert [at_s for at_s, *_ in result.served] == sorted(at_s for at_s, *_ in result.served)
+
+
 def test_without_a_group_requests_fail():
     result, _ = simulate(every(0.5, 10), (1.2, 0, "kill"), (1.2, 1, "kill"), (3.2, 1, "restart"))
     statuses = [record.status for record in result.requests]
@@ -134,6 +168,15 @@ def test_a_scheduler_that_hears_nothing_for_long_takes_groups_for_lost_and_lets_
     result, simulator = simulate(every(0.1, 200), event_lag_s=8.0)
     assert {record.status for record in result.requests} == {"finished"}
     assert {record.group for record in result.requests} == {group.name for group in simulator.groups}
+
+
+def test_a_draining_group_that_joins_again_still_drains():
+    """What it says arrives after 8 s, so that it is taken for lost after 5 and told to say hello."""
+    result, simulator = simulate(every(0.1, 120), (1.05, 0, "drain"), event_lag_s=8.0)
+    drained = simulator.groups[0].name
+    assert not [record for record in result.requests if record.group == drained and record.sent_s > 1.05]
+    refused = [record.sent_s for record in result.requests if record.num_placements > 1]
+    assert refused and max(refused) < 5.5
 
 
 def test_many_faults_and_everybody_ends_once():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -87,6 +88,17 @@ def test_every_number() -> None:
     assert (tenants["a"]["service"], tenants["b"]["service"]) == (122.0, 0.0)
     assert (tenants["a"]["latency_mean_s"], tenants["b"]["latency_mean_s"]) == (4.0, None)
     json.dumps(summary, allow_nan=False)
+
+
+def test_a_group_that_did_nothing_counts_in_the_imbalance() -> None:
+    busy = [GroupRecord(group=f"g{number}", busy_s=7.0 * (number == 2)) for number in range(4)]
+    assert summarize(replace(run([finished(0, 1.0, 2.0)]), groups=busy))["imbalance"] == 4.0
+
+
+def test_answers_that_were_cut_are_counted() -> None:
+    cut = replace(finished(1, 1.0, 2.0), num_output=5000)
+    summary = summarize(run([finished(0, 1.0, 2.0), cut, other(2, "failed"), other(3, "unfinished")]))
+    assert (summary["truncated"], summary["finished"], summary["goodput"]) == (1, 2, 2 / 20.0)
 
 
 def test_a_run_in_which_nothing_ended_and_an_empty_one() -> None:

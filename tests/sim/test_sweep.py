@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from preble_jax.errors import InvalidRequestError
-from preble_jax.sim.capacity import estimate_rate, find_capacities, predict
-from preble_jax.sim.rate_search import rate_at
+from preble_jax.sim.capacity import estimate_rate, find_capacities, lasts, predict
+from preble_jax.sim.rate_search import MOST_RATE, rate_at
 from preble_jax.sim.scenario import Scenario, Source
 from preble_jax.sim.settings import SimSettings
 from preble_jax.sim.slo import Target
@@ -32,8 +33,9 @@ def with_placement(placement: str, seed: int = 0) -> Scenario:
 class FakeWorkers(Workers):
     """Answers at once: a probe passes up to the capacity that is written down for (placement, seed)."""
 
-    def __init__(self, capacities: dict[tuple[str, int], float]) -> None:
+    def __init__(self, capacities: dict[tuple[str, int], float], num_requests: int = 1000) -> None:
         super().__init__(1)
+        self.summary = {"hit_ratio": 0.5, "requests": num_requests}
         self.capacities = capacities
         self.probed: list[tuple[str, int, float]] = []
 
@@ -44,7 +46,7 @@ class FakeWorkers(Workers):
         met = label["rate"] <= capacity
         value_s = TARGET.limit_s * (label["rate"] / capacity) ** 4 if met else None
         done: Future[Row] = Future()
-        probed = {"target": str(job.target), "met": met, "value_s": value_s, "summary": {"hit_ratio": 0.5}}
+        probed = {"target": str(job.target), "met": met, "value_s": value_s, "summary": self.summary}
         done.set_result({"key": job.key, **label, **probed})
         return done
 
@@ -127,7 +129,8 @@ def test_capacities_with_few_probes() -> None:
     rows = capacities(workers, file, scenarios)
     for row in rows:
         assert row["capacity"] <= truth[row["placement"], row["seed"]] < 1.0301 * row["capacity"]
-        assert row["summary"] == {"hit_ratio": 0.5}
+        assert row["summary"] == workers.summary
+        assert lasts(row) == pytest.approx(1000 / row["capacity"] / 5.0)
     assert sum(row["probes"] for row in rows) == len(workers.probed) == len(set(workers.probed)), "nothing twice"
     late = [row["probes"] for row in rows if row["placement"] == "lmetric" and row["seed"] > 0]
     assert max(late) <= 3, "two where the prediction is right"
@@ -158,6 +161,17 @@ def test_no_capacity_at_all_and_policies_with_one_beside_it() -> None:
     rows = capacities(workers, RowFile(None), scenarios, tolerance=0.5)
     assert [row["capacity"] for row in rows[:2]] == [0.0, 0.0] and rows[0]["summary"] == {}
     assert 5.0 / 1.5 < rows[2]["capacity"] <= 5.0
+    assert lasts(rows[0]) == math.inf
+
+
+@pytest.mark.parametrize(("truth", "num_probes"), [(math.inf, 3), (2 * MOST_RATE, 3), (700.0, 12)])
+def test_too_few_requests_to_overload_anything_are_found_out_at_once(truth: float, num_probes: int) -> None:
+    """With what was found before, where they drain at a rate that can be found."""
+    workers = FakeWorkers({("e2", 0): truth}, num_requests=30)
+    (row,) = capacities(workers, RowFile(None), [with_placement("e2")])
+    assert row["capacity"] == pytest.approx(min(truth, MOST_RATE), rel=0.03)
+    assert lasts(row) < 0.01
+    assert row["probes"] == len(workers.probed) == len(set(workers.probed)) <= num_probes
 
 
 def test_a_real_capacity_is_where_it_passes_and_the_next_rate_fails() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator, Sequence
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
 from preble_jax.errors import InvalidRequestError
 
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _MOST = 1 << 24
 """Of anything that is counted; tokens of a prompt above all, which no model takes that many of."""
 
@@ -72,9 +76,20 @@ class Row:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The file's lines. Raises InvalidRequestError when it cannot be read as text or has nothing in it."""
+    """The file's lines, unpacked where gzip packed them. Raises InvalidRequestError when it cannot be read as text or
+    has nothing in it."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        packed = path.read_bytes()
+        if packed.startswith(_ZSTD):
+            raise InvalidRequestError(
+                f"{path}: expected a trace as text or packed by gzip, got one packed by zstd; unpack it: zstd -d {path}"
+            )
+        data = gzip.decompress(packed) if packed.startswith(_GZIP) else packed
+        text = TextIOWrapper(BytesIO(data), encoding="utf-8-sig").read()  # line ends of all kinds become \n
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InvalidRequestError(
+            f"{path}: expected a whole gzip file, cannot unpack it ({error}); fetch or pack it again"
+        ) from error
     except UnicodeDecodeError as error:
         line = 1 + error.object[: error.start].count(b"\n")
         raise InvalidRequestError(

@@ -1,5 +1,6 @@
 """Bad traces are refused with file, line, what was expected, what came, and the fix."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -178,3 +179,21 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     binary = tmp_path / "binary.jsonl"
     binary.write_bytes(b'{"a": 1}\n\x93\xff')
     assert f"{binary}, line 2: expected UTF-8 text, got byte 0x93" in _refusal(binary)
+
+
+def test_packed_files(tmp_path: Path) -> None:
+    """By gzip they are read, line ends of Windows included; a part of one, or another packer's, is told apart."""
+    text = "client,req_time_s,prompt_len,output_len\r\na,0,7,4\r\na,1,9,4\r\n"
+    packed, part, other = (tmp_path / f"trace.csv.{end}" for end in ("gz", "part.gz", "zst"))
+    packed.write_bytes(gzip.compress(text.encode()))
+    requests = read_trace(packed, None, rate=None, block_size=None, seed=0).requests
+    assert [request.num_prompt for request in requests] == [7, 9]
+    for bad in (
+        packed.read_bytes()[:-12],
+        b"\x1f\x8b?" + packed.read_bytes()[3:],
+        packed.read_bytes()[:30] + b"abcdef",
+    ):
+        part.write_bytes(bad)
+        assert f"{part}: expected a whole gzip file" in _refusal(part)
+    other.write_bytes(b"\x28\xb5\x2f\xfd\x24\x00")
+    assert f"unpack it: zstd -d {other}" in _refusal(other)

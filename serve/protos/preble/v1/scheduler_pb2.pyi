@@ -7,32 +7,42 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PlaceRequest(_message.Message):
-    __slots__ = ("request_id", "block_hashes", "num_tokens", "max_tokens", "tenant", "excluded_groups")
+    __slots__ = ("request_id", "block_hashes", "num_tokens", "max_tokens", "tenant", "excluded")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
-    EXCLUDED_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     block_hashes: bytes
     num_tokens: int
     max_tokens: int
     tenant: str
-    excluded_groups: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., block_hashes: _Optional[bytes] = ..., num_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., excluded_groups: _Optional[_Iterable[str]] = ...) -> None: ...
+    excluded: _containers.RepeatedCompositeFieldContainer[GroupProcess]
+    def __init__(self, request_id: _Optional[str] = ..., block_hashes: _Optional[bytes] = ..., num_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., excluded: _Optional[_Iterable[_Union[GroupProcess, _Mapping]]] = ...) -> None: ...
+
+class GroupProcess(_message.Message):
+    __slots__ = ("group", "generation")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    generation: int
+    def __init__(self, group: _Optional[str] = ..., generation: _Optional[int] = ...) -> None: ...
 
 class PlaceResponse(_message.Message):
-    __slots__ = ("group", "alternatives", "decision", "matched_tokens")
+    __slots__ = ("group", "alternatives", "decision", "matched_tokens", "generation")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
     MATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     group: GroupAddress
     alternatives: _containers.RepeatedCompositeFieldContainer[GroupAddress]
     decision: str
     matched_tokens: int
-    def __init__(self, group: _Optional[_Union[GroupAddress, _Mapping]] = ..., alternatives: _Optional[_Iterable[_Union[GroupAddress, _Mapping]]] = ..., decision: _Optional[str] = ..., matched_tokens: _Optional[int] = ...) -> None: ...
+    generation: int
+    def __init__(self, group: _Optional[_Union[GroupAddress, _Mapping]] = ..., alternatives: _Optional[_Iterable[_Union[GroupAddress, _Mapping]]] = ..., decision: _Optional[str] = ..., matched_tokens: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
 
 class PlaceBatch(_message.Message):
     __slots__ = ("first_tokens", "finished", "requests")
