@@ -31,7 +31,7 @@ class LeastAddedDelay(Router):
         asked = self.cluster.asked[name]
         cached = {i: self.cluster.cached(prompt, num_tokens, i) for i in groups}
         prices = self.cost_of(groups[0])
-        output = self.cluster.expected_output(self.everybody, asked.max_tokens)
+        output = self.cluster.expected_anywhere(asked.max_tokens)
         everything = [s.missed for i in self.everybody for s in self.cluster.running(i) if not s.started]
         a_request_has_queued = Fraction(sum(everything), len(everything)) if everything else Fraction(1)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from oracles.naive_forest import NaiveForest
 
@@ -102,6 +104,13 @@ class NaiveCluster:
         outputs = [tokens for i in groups for tokens in self.recent_outputs(i)]
         expected = -(-sum(outputs) // len(outputs)) if outputs else 0
         return min(expected, max_tokens) if max_tokens else expected
+
+    def expected_anywhere(self, max_tokens: int) -> int:
+        """Of all groups; a budget is an output that was seen once."""
+        seen = [tokens for i in range(len(self.num_pages)) for tokens in self.recent_outputs(i)]
+        seen += [max_tokens] * (max_tokens > 0)
+        mean = Fraction(sum(seen), len(seen)) if seen else Fraction(0)
+        return min(math.ceil(mean), max_tokens or math.ceil(mean))
 
     def shortest_queue(self, groups: Collection[int]) -> int:
         return min(groups, key=lambda i: (self.queue(i), self.ranks[i]))

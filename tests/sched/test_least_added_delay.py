@@ -188,6 +188,42 @@ def test_a_request_overtakes_where_the_fewest_wait_behind_it() -> None:
     assert choice(delay_without="overtaken") == "0"
 
 
+def test_who_goes_first_anyway_is_not_overtaken() -> None:
+    """On 0 it waits for 12 tokens of 14 and overtakes 2, on 1 it waits for 2 of 20 and overtakes 18: 22 requests have
+    34 tokens queued, so that 18 of them are 11.6 requests, and 2 are 1.3."""
+
+    def choice(**kwargs: str) -> str:
+        made = scheduler(2, delay_others=0.0, delay_decoding=0.0, **kwargs)
+        store(made, "0", LONG)
+        store(made, "1", LONG)
+        busy(made, "0", 1, tenant="own")
+        busy(made, "0", 2, tenant="greedy")
+        for _ in range(20):
+            busy(made, "1", 0, tenant="greedy")
+        return place(made, "a", LONG, tenant="own").group
+
+    assert choice() == "0", "12 + 1.3 against 2 + 11.6"
+    assert choice(delay_without="overtaken") == "1"
+
+
+def test_before_any_output_has_ended_a_request_is_taken_at_its_word() -> None:
+    """A budget is an output that was seen once: full groups are told apart from the first request on."""
+
+    def choice(max_tokens: int, *outputs: int) -> str:
+        made = scheduler(2, max_num_seqs=4, delay_others=0.0, delay_decoding=0.0)
+        for output in outputs:
+            made.finished(busy(made, "0", 1), output, 0, 0.0)
+        for _ in range(4):
+            busy(made, "0", 0, started=True)
+        busy(made, "1", 1)
+        return place(made, "a", LONG, max_tokens=max_tokens).group
+
+    assert choice(0) == "0", "no output is expected, so a slot costs nothing"
+    assert choice(80) == "1", "80 ms for a slot against 5 tokens"
+    assert choice(80, 10, 10) == "0", "(80 + 20) / 3 are 34 tokens"
+    assert choice(80, 80) == "1"
+
+
 def test_a_full_group_makes_wait_for_a_decode_slot() -> None:
     """Outputs of 80 tokens, of which four end every 4 * 80 ms: 80 ms for each slot, or 8 tokens of a prompt."""
 

@@ -22,7 +22,8 @@
   decides.
 - decoding * n_i * rows: its output tokens lengthen the steps of the n_i requests that are on i, as theirs do its own.
   rows: what the output expected of it adds to steps that are run in any case. The average of all groups' outputs, not
-  of i's: what is multiplied by n_i must not differ by chance.
+  of i's: what is multiplied by n_i must not differ by chance. Its budget is one more of these outputs: until others are
+  known it is all there is to tell how long slots will be taken.
 
 So at low load, where n is 0, a prompt goes where its first token comes soonest, and hot prefixes spread over idle
 groups by themselves; the fuller the cluster, the more an uncached token weighs, and the more prefixes stay where they
