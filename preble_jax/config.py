@@ -15,7 +15,7 @@ from preble_jax.errors import ConfigError
 Dtype = Literal["bfloat16", "float32"]
 WeightFormat = Literal["native", "int8"]
 DEFAULT_PLACEMENT = "least_added_delay"
-DELAY_TERMS = frozenset({"slots", "tenants", "overtaken", "copies", "shorter"})
+DELAY_TERMS = frozenset({"slots", "tenants", "overtaken", "copies", "shorter", "standing"})
 
 
 def _require(key: str, value: float, low: float, high: float = math.inf) -> None:

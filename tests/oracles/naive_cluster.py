@@ -23,6 +23,7 @@ class Sent:
     name: str
     at: float
     group: int
+    num_tokens: int
     missed: int
     pages: int
     path: list
@@ -52,6 +53,7 @@ class NaiveCluster:
         self.asked: dict[str, Asked] = {}
         self.sent: list[Sent] = []
         self.outputs: list[tuple[float, int, int]] = []
+        self.history: list[tuple[Sent, int | None]] = []  # what was sent, and what ended with how many output tokens
         self.now = 0.0
 
     def pass_time(self, now: float) -> None:
@@ -68,7 +70,9 @@ class NaiveCluster:
         missed = num_tokens - self.cached(prompt, num_tokens, group)
         expected = self.expected_output([group], self.asked[name].max_tokens)
         pages = -(-(num_tokens + expected) // self.page_size)
-        self.sent.append(Sent(name, self.now, group, missed, pages, self.forest.assign(prompt, group, self.now)))
+        sent = Sent(name, self.now, group, num_tokens, missed, pages, self.forest.assign(prompt, group, self.now))
+        self.sent.append(sent)
+        self.history.append((sent, None))
 
     def start(self, name: str) -> None:
         (sent,) = (s for s in self.sent if s.name == name)
@@ -77,6 +81,7 @@ class NaiveCluster:
     def finish(self, name: str, output_tokens: int) -> None:
         (sent,) = (s for s in self.sent if s.name == name)
         sent.ended = True
+        self.history.append((sent, output_tokens))
         self.outputs.append((self.now, sent.group, output_tokens))
 
     # --- what there is to know

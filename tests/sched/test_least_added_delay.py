@@ -177,15 +177,50 @@ def test_nobody_waits_for_more_than_what_is_queued() -> None:
 def test_a_request_overtakes_where_the_fewest_wait_behind_it() -> None:
     """It waits for its tenant's share on either group, and delays who is left of the flood."""
 
-    def choice(**kwargs: str) -> str:
+    def choice(**kwargs: str | int) -> str:
         made = scheduler(2, delay_others=0.0, delay_decoding=0.0, **kwargs)
         made.finished(busy(made, "1", 500), 1, 0, 0.0)  # by the work of the window, 0 is the better one
+        for group in "01":
+            busy(made, group, 0, tenant="modest", started=True)
         for i in range(30):
             busy(made, str(int(i < 10)), 10, tenant="greedy")
         return place(made, "a", LONG, tenant="modest").group
 
     assert choice() == "1"
     assert choice(delay_without="overtaken") == "0"
+    assert choice(d2lpm_quantum_tokens=100) == "0", "the flood has had more already"
+    assert choice(d2lpm_quantum_tokens=1000) == "1", "1230 tokens more are within 2 * 1000"
+
+
+def test_work_is_cheap_where_only_those_wait_that_were_given_more() -> None:
+    """161 tokens to wait for on 0; on 1, where a flood waits, 82 and 40 to compute that 0 holds."""
+
+    def choice(**kwargs: str) -> str:
+        made = scheduler(2, delay_decoding=0.0, d2lpm_quantum_tokens=100, **kwargs)
+        store(made, "0", LONG)
+        busy(made, "0", 40, tenant="modest")
+        for _ in range(30):
+            busy(made, "1", 10, tenant="greedy")
+        return place(made, "a", LONG, tenant="modest").group
+
+    assert choice(delay_without="overtaken") == "1"
+    assert choice(delay_without="overtaken,standing") == "0", "31 requests on two groups: 155 tokens more"
+
+
+def test_who_was_given_more_waits_rather_than_goes_elsewhere() -> None:
+    """61 tokens of its own to wait for, or 40 to compute; 3 of 9 requests are of tenants that had as much."""
+
+    def choice(**kwargs: str) -> str:
+        made = scheduler(2, delay_others=0.0, delay_decoding=0.0, d2lpm_quantum_tokens=100, **kwargs)
+        store(made, "0", LONG)
+        for _ in range(6):
+            busy(made, "1", 0, tenant="modest", started=True)
+        busy(made, "1", 100, tenant="greedy", started=True)
+        busy(made, "0", 15, tenant="greedy")
+        return place(made, "a", LONG, tenant="greedy").group
+
+    assert choice() == "0"
+    assert choice(delay_without="standing") == "1"
 
 
 def test_who_goes_first_anyway_is_not_overtaken() -> None:
