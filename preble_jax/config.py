@@ -15,7 +15,7 @@ from preble_jax.errors import ConfigError
 Dtype = Literal["bfloat16", "float32"]
 WeightFormat = Literal["native", "int8"]
 DEFAULT_PLACEMENT = "least_added_delay"
-DELAY_TERMS = frozenset({"slots", "tenants", "overtaken", "copies", "shorter"})
+DELAY_TERMS = frozenset({"slots", "tenants", "overtaken", "copies", "shorter", "standing"})
 
 
 def _require(key: str, value: float, low: float, high: float = math.inf) -> None:
@@ -209,6 +209,7 @@ class SchedSettings(BaselineSettings):
         to more than autoscale_ratio times what it was over the window before.
     d2lpm_quantum_tokens: Q_w of d2lpm, service units (computed prompt tokens, at the default weights) that a tenant of
         weight 1 gets on each group at a refill. More of it: longer stays where the prefix is; less: tighter fairness.
+        least_added_delay takes tenants for equal whose service differs by less than one on every group.
     delay_others: of least_added_delay: how many later requests wait while a group computes a prompt, for each request
         that is outstanding on a group, on the average of the cluster. 0: a prompt's work is its own affair.
     delay_decoding: of least_added_delay: share of the requests outstanding on a group whose steps, for the whole of a

@@ -47,9 +47,13 @@ class ClusterState:
         return self.groups.up
 
     def expected_output(self, max_tokens: int) -> int:
-        """As of a group (Group.expected_output), from the outputs of all."""
-        num_outputs = len(self._answered)
-        expected = -(-self.output_tokens // num_outputs) if num_outputs else 0
+        """From the window's outputs of all groups: their average, the request's budget counted as one more of them;
+        rounded up, and not more than the budget. max_tokens: 0 is no budget, and 0 tokens before the first output.
+
+        So a request of which nothing is known is taken at its word, and a few short outputs, which are the first to
+        end, do not stand for all."""
+        num_outputs = len(self._answered) + (max_tokens > 0)
+        expected = -(-(self.output_tokens + max_tokens) // num_outputs) if num_outputs else 0
         return min(expected, max_tokens) if max_tokens else expected
 
     def set_cost(self, group: Group, cost: CostModel) -> None:

@@ -31,9 +31,16 @@ class LeastAddedDelay(Router):
         asked = self.cluster.asked[name]
         cached = {i: self.cluster.cached(prompt, num_tokens, i) for i in groups}
         prices = self.cost_of(groups[0])
-        output = self.cluster.expected_output(self.everybody, asked.max_tokens)
+        output = self.cluster.expected_anywhere(asked.max_tokens)
         everything = [s.missed for i in self.everybody for s in self.cluster.running(i) if not s.started]
         a_request_has_queued = Fraction(sum(everything), len(everything)) if everything else Fraction(1)
+
+        given, tolerance = self.given(), self.settings.d2lpm_quantum_tokens * len(self.everybody)
+        mine = given.get(asked.tenant, min(given.values(), default=0))
+        better_served = {tenant for tenant, units in given.items() if units > mine + tolerance}
+        outstanding = [self.cluster.asked[s.name].tenant for i in self.everybody for s in self.cluster.running(i)]
+        no_less = [tenant for tenant in outstanding if given[tenant] >= mine - tolerance]
+        due = Fraction(len(no_less) + 1, len(outstanding) + 1)
 
         def dear(i: int) -> int:
             """Tokens between what i holds and the longest match, a stretch after the other of those that the same
@@ -47,21 +54,45 @@ class LeastAddedDelay(Router):
             queued = self.queued(i)
             num_tenants = len(queued.keys() | {asked.tenant})
             ahead = min(queued.total(), (queued[asked.tenant] + missed) * num_tenants)
+            theirs = sum(tokens for tenant, tokens in queued.items() if tenant in better_served)
             waiting = self.cost_of(i).prefill_ns(ahead) + self.wait_for_slot(i, ahead, queued.total(), output)
             own = self.cost_of(i).prefill_ns(missed)
             token_ns = prices.prefill_ns(queued.total() + missed) - prices.prefill_ns(queued.total())
-            overtaken = math.floor(token_ns * (queued.total() - ahead) / a_request_has_queued)
+            share = ahead // num_tenants
+            behind = sum(max(0, tokens - share) for tenant, tokens in queued.items() if tenant not in better_served)
+            behind = min(behind, queued.total() - ahead)
+            overtaken = math.floor(token_ns * behind / a_request_has_queued)
             a_group_has = Fraction(sum(self.cluster.queue(j) for j in self.everybody), len(self.everybody))
             others = Fraction(self.settings.delay_others) * a_group_has * prices.prefill_ns(dear(i))
+            if theirs:
+                others *= 1 - min(Fraction(theirs * len(self.everybody), sum(everything)), Fraction(1))
             rows = prices.row_ns(output)
             decoding = Fraction(self.settings.delay_decoding) * self.cluster.queue(i) * rows
-            return waiting + own + overtaken + others + decoding
+            return math.floor(waiting * due) + own + overtaken + others + decoding
 
         self.order = sorted(groups, key=lambda i: (added_delay(i), self.work(i), self.cluster.ranks[i]))
         best = self.order[0]
         self.placed.append((self.cluster.now, best, self.cost_of(best).prefill_ns(num_tokens - cached[best])))
         self.decision = "exploit" if cached[best] > num_tokens / 2 else "explore"
         return best
+
+    def given(self) -> dict[str, int]:
+        """Service units of the tenants that have requests outstanding: since they have any, and on top of the least of
+        those that were there then."""
+        units: dict[str, int] = {}
+        there: Counter[str] = Counter()
+        for sent, output in self.cluster.history:
+            tenant = self.cluster.asked[sent.name].tenant
+            if output is None:
+                units.setdefault(tenant, min(units.values(), default=0))
+                units[tenant] += sent.missed
+                there[tenant] += 1
+            else:
+                units[tenant] += sent.num_tokens - sent.missed + 2 * output
+                there[tenant] -= 1
+                if not there[tenant]:
+                    del units[tenant]
+        return units
 
     def wait_for_slot(self, i: int, ahead: int, queued: int, output: int) -> int:
         """Every sequence that has to end takes as long as an output in a full batch, over their number."""

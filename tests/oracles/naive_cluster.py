@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from oracles.naive_forest import NaiveForest
 
@@ -21,6 +23,7 @@ class Sent:
     name: str
     at: float
     group: int
+    num_tokens: int
     missed: int
     pages: int
     path: list
@@ -50,6 +53,7 @@ class NaiveCluster:
         self.asked: dict[str, Asked] = {}
         self.sent: list[Sent] = []
         self.outputs: list[tuple[float, int, int]] = []
+        self.history: list[tuple[Sent, int | None]] = []  # what was sent, and what ended with how many output tokens
         self.now = 0.0
 
     def pass_time(self, now: float) -> None:
@@ -66,7 +70,9 @@ class NaiveCluster:
         missed = num_tokens - self.cached(prompt, num_tokens, group)
         expected = self.expected_output([group], self.asked[name].max_tokens)
         pages = -(-(num_tokens + expected) // self.page_size)
-        self.sent.append(Sent(name, self.now, group, missed, pages, self.forest.assign(prompt, group, self.now)))
+        sent = Sent(name, self.now, group, num_tokens, missed, pages, self.forest.assign(prompt, group, self.now))
+        self.sent.append(sent)
+        self.history.append((sent, None))
 
     def start(self, name: str) -> None:
         (sent,) = (s for s in self.sent if s.name == name)
@@ -75,6 +81,7 @@ class NaiveCluster:
     def finish(self, name: str, output_tokens: int) -> None:
         (sent,) = (s for s in self.sent if s.name == name)
         sent.ended = True
+        self.history.append((sent, output_tokens))
         self.outputs.append((self.now, sent.group, output_tokens))
 
     # --- what there is to know
@@ -102,6 +109,13 @@ class NaiveCluster:
         outputs = [tokens for i in groups for tokens in self.recent_outputs(i)]
         expected = -(-sum(outputs) // len(outputs)) if outputs else 0
         return min(expected, max_tokens) if max_tokens else expected
+
+    def expected_anywhere(self, max_tokens: int) -> int:
+        """Of all groups; a budget is an output that was seen once."""
+        seen = [tokens for i in range(len(self.num_pages)) for tokens in self.recent_outputs(i)]
+        seen += [max_tokens] * (max_tokens > 0)
+        mean = Fraction(sum(seen), len(seen)) if seen else Fraction(0)
+        return min(math.ceil(mean), max_tokens or math.ceil(mean))
 
     def shortest_queue(self, groups: Collection[int]) -> int:
         return min(groups, key=lambda i: (self.queue(i), self.ranks[i]))

@@ -198,6 +198,7 @@ tunings = st.fixed_dictionaries(
         # binary fractions, so that the scheduler's floats are as exact as fractions
         "delay_others": st.sampled_from([0.25, 0.0, 2.0]),
         "delay_decoding": st.sampled_from([0.25, 0.0, 8.0]),
+        "d2lpm_quantum_tokens": st.sampled_from([1, 8192]),
     }
 )
 

@@ -177,15 +177,86 @@ def test_nobody_waits_for_more_than_what_is_queued() -> None:
 def test_a_request_overtakes_where_the_fewest_wait_behind_it() -> None:
     """It waits for its tenant's share on either group, and delays who is left of the flood."""
 
-    def choice(**kwargs: str) -> str:
+    def choice(**kwargs: str | int) -> str:
         made = scheduler(2, delay_others=0.0, delay_decoding=0.0, **kwargs)
         made.finished(busy(made, "1", 500), 1, 0, 0.0)  # by the work of the window, 0 is the better one
+        for group in "01":
+            busy(made, group, 0, tenant="modest", started=True)
         for i in range(30):
             busy(made, str(int(i < 10)), 10, tenant="greedy")
         return place(made, "a", LONG, tenant="modest").group
 
     assert choice() == "1"
     assert choice(delay_without="overtaken") == "0"
+    assert choice(d2lpm_quantum_tokens=100) == "0", "the flood has had more already"
+    assert choice(d2lpm_quantum_tokens=1000) == "1", "1230 tokens more are within 2 * 1000"
+
+
+def test_work_is_cheap_where_only_those_wait_that_were_given_more() -> None:
+    """161 tokens to wait for on 0; on 1, where a flood waits, 82 and 40 to compute that 0 holds."""
+
+    def choice(**kwargs: str) -> str:
+        made = scheduler(2, delay_decoding=0.0, d2lpm_quantum_tokens=100, **kwargs)
+        store(made, "0", LONG)
+        busy(made, "0", 40, tenant="modest")
+        for _ in range(30):
+            busy(made, "1", 10, tenant="greedy")
+        return place(made, "a", LONG, tenant="modest").group
+
+    assert choice(delay_without="overtaken") == "1"
+    assert choice(delay_without="overtaken,standing") == "0", "31 requests on two groups: 155 tokens more"
+
+
+def test_who_was_given_more_waits_rather_than_goes_elsewhere() -> None:
+    """61 tokens of its own to wait for, or 40 to compute; 3 of 9 requests are of tenants that had as much."""
+
+    def choice(**kwargs: str) -> str:
+        made = scheduler(2, delay_others=0.0, delay_decoding=0.0, d2lpm_quantum_tokens=100, **kwargs)
+        store(made, "0", LONG)
+        for _ in range(6):
+            busy(made, "1", 0, tenant="modest", started=True)
+        busy(made, "1", 100, tenant="greedy", started=True)
+        busy(made, "0", 15, tenant="greedy")
+        return place(made, "a", LONG, tenant="greedy").group
+
+    assert choice() == "0"
+    assert choice(delay_without="standing") == "1"
+
+
+def test_who_goes_first_anyway_is_not_overtaken() -> None:
+    """On 0 it waits for 12 tokens of 14 and overtakes 2, on 1 it waits for 2 of 20 and overtakes 18: 22 requests have
+    34 tokens queued, so that 18 of them are 11.6 requests, and 2 are 1.3."""
+
+    def choice(**kwargs: str) -> str:
+        made = scheduler(2, delay_others=0.0, delay_decoding=0.0, **kwargs)
+        store(made, "0", LONG)
+        store(made, "1", LONG)
+        busy(made, "0", 1, tenant="own")
+        busy(made, "0", 2, tenant="greedy")
+        for _ in range(20):
+            busy(made, "1", 0, tenant="greedy")
+        return place(made, "a", LONG, tenant="own").group
+
+    assert choice() == "0", "12 + 1.3 against 2 + 11.6"
+    assert choice(delay_without="overtaken") == "1"
+
+
+def test_before_any_output_has_ended_a_request_is_taken_at_its_word() -> None:
+    """A budget is an output that was seen once: full groups are told apart from the first request on."""
+
+    def choice(max_tokens: int, *outputs: int) -> str:
+        made = scheduler(2, max_num_seqs=4, delay_others=0.0, delay_decoding=0.0)
+        for output in outputs:
+            made.finished(busy(made, "0", 1), output, 0, 0.0)
+        for _ in range(4):
+            busy(made, "0", 0, started=True)
+        busy(made, "1", 1)
+        return place(made, "a", LONG, max_tokens=max_tokens).group
+
+    assert choice(0) == "0", "no output is expected, so a slot costs nothing"
+    assert choice(80) == "1", "80 ms for a slot against 5 tokens"
+    assert choice(80, 10, 10) == "0", "(80 + 20) / 3 are 34 tokens"
+    assert choice(80, 80) == "1"
 
 
 def test_a_full_group_makes_wait_for_a_decode_slot() -> None:

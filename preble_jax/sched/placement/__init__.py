@@ -19,7 +19,7 @@ def make_policy(settings: SchedSettings, cost: CostModel, tenants: TenantSetting
     """Raises ConfigError for a name nobody implements."""
     match settings.policy:
         case "least_added_delay":
-            return LeastAddedDelay(settings)
+            return LeastAddedDelay(settings, tenants)
         case "e2":
             return E2(settings)
         case "d2lpm":

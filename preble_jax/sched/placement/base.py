@@ -87,7 +87,7 @@ class Cluster(Protocol):
     def at(self, slot: int) -> Group: ...
 
     def expected_output(self, max_tokens: int) -> int:
-        """Output tokens of a request with that budget (0: none), from the window's average of all groups."""
+        """Output tokens of a request with that budget (0: none), from the window's outputs of all groups."""
         ...
 
     def by_load(self, mask: int) -> Iterable[Group]:

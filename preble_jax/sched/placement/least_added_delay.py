@@ -22,7 +22,15 @@
   decides.
 - decoding * n_i * rows: its output tokens lengthen the steps of the n_i requests that are on i, as theirs do its own.
   rows: what the output expected of it adds to steps that are run in any case. The average of all groups' outputs, not
-  of i's: what is multiplied by n_i must not differ by chance.
+  of i's: what is multiplied by n_i must not differ by chance. Its budget is one more of these outputs: until others are
+  known it is all there is to tell how long slots will be taken.
+
+Groups' queues are fair on each group; who waits on four of them gets more than who waits on one. So tenants count by
+what they were given on all groups (`tenant_service`), where one has had more than another by more than a quantum a
+group (that of `d2lpm`): what falls on tenants that had more than the request's is no cost (what it overtakes of them,
+and of the price of work the share that they have queued on i); and its own wait weighs as much as the share of
+outstanding requests that are of tenants that had no less. Who had more waits where its prefix is; who had less takes
+the place of who had more.
 
 So at low load, where n is 0, a prompt goes where its first token comes soonest, and hot prefixes spread over idle
 groups by themselves; the fuller the cluster, the more an uncached token weighs, and the more prefixes stay where they
@@ -42,10 +50,12 @@ from bisect import insort
 from collections.abc import Iterable
 from itertools import islice, pairwise
 
-from preble_jax.config import SchedSettings
+from preble_jax.config import SchedSettings, TenantSettings
+from preble_jax.sched.assignment import Assignment
 from preble_jax.sched.cost import CostModel
 from preble_jax.sched.groups import Group
 from preble_jax.sched.placement.base import Cluster, PlacementPolicy, Prefix, Proposal, Query, all_levels, slots_of
+from preble_jax.sched.placement.tenant_service import Standing, TenantService
 
 NUM_RANKED = 3  # the choice and two runners-up
 NUM_LOOKED_AT = 64  # groups of one level, those with the fewest requests outstanding
@@ -58,15 +68,26 @@ Levels = list[tuple[int, int]]
 class LeastAddedDelay(PlacementPolicy):
     """The settings' delay_others and delay_decoding are the two weights; delay_without leaves terms out."""
 
-    def __init__(self, settings: SchedSettings) -> None:
+    def __init__(self, settings: SchedSettings, tenants: TenantSettings) -> None:
+        self._service = TenantService(tenants)
+        self._quantum = settings.d2lpm_quantum_tokens
         self._others = settings.delay_others
         self._decoding = settings.delay_decoding
         left_out = settings.terms_left_out
         self._slots, self._overtaken = "slots" not in left_out, "overtaken" not in left_out
         self._tenants = "tenants" not in left_out
+        self._standing = "standing" not in left_out
         self._copies, self._shorter = "copies" not in left_out, "shorter" not in left_out
 
+    def finished(
+        self, assignment: Assignment, output_tokens: int, cached_tokens: int, failed: bool, now: float
+    ) -> None:
+        self._service.ended(assignment, output_tokens, cached_tokens, failed)
+
     def choose(self, query: Query, cluster: Cluster) -> Proposal:
+        tenant = query.request.tenant
+        tolerance = self._quantum * cluster.up.bit_count() if self._standing else math.inf
+        standing = self._service.standing(tenant, tolerance)
         ranked: Ranked = []
         price = cluster.at((query.eligible & -query.eligible).bit_length() - 1).cost
         others = self._others * cluster.num_outstanding / cluster.up.bit_count()
@@ -77,12 +98,13 @@ class LeastAddedDelay(PlacementPolicy):
                 missed = query.request.num_tokens - tokens
                 others_ns = others * price.prefill_ns(dear)
                 # What all groups of this level cost at least; there may be a thousand of them.
-                least_ns = price.prefill_ns(missed) + others_ns
+                least_ns = price.prefill_ns(missed) + (0 if standing.ahead else others_ns)
                 if cluster.uniform_cost and len(ranked) == NUM_RANKED and least_ns > ranked[-1][0]:
                     break
-                self._rank(ranked, _worth_a_look(cluster, mask), missed, others_ns, query, cluster, price)
+                self._rank(ranked, _worth_a_look(cluster, mask), missed, others_ns, query, cluster, price, standing)
         slots = [slot for _, _, _, slot in ranked]
         matched = next((tokens for mask, tokens in query.levels if mask >> slots[0] & 1), 0)
+        self._service.placed(tenant, query.request.num_tokens - matched)
         return Proposal(slots, "exploit" if 2 * matched > query.request.num_tokens else "explore")
 
     def _rank(
@@ -94,6 +116,7 @@ class LeastAddedDelay(PlacementPolicy):
         query: Query,
         cluster: Cluster,
         price: CostModel,
+        standing: Standing,
     ) -> None:
         """Inserts the best of a level, in which every group has to compute `missed` tokens, which costs others_ns.
 
@@ -106,7 +129,8 @@ class LeastAddedDelay(PlacementPolicy):
         worst_ns = ranked[-1][0] if len(ranked) == NUM_RANKED else math.inf
         for group in groups:
             cost = group.cost
-            delay_ns = (own_ns if cost is price else cost.prefill_ns(missed)) + others_ns
+            delay_ns: float = own_ns if cost is price else cost.prefill_ns(missed)
+            delay_ns += _due(others_ns, group, standing.ahead, cluster) if standing.ahead else others_ns
             if delay_ns > worst_ns:
                 continue
             if group.num_outstanding:
@@ -115,12 +139,14 @@ class LeastAddedDelay(PlacementPolicy):
                     continue
                 queued = group.queued_tokens
                 ahead = _tokens_ahead(group, tenant, missed) if self._tenants else queued
-                delay_ns += cost.prefill_ns(ahead)
+                wait_ns = cost.prefill_ns(ahead)
                 if ahead < queued and self._overtaken:
                     later_ns = price.prefill_ns(queued + missed) - price.prefill_ns(queued)
-                    delay_ns += later_ns * (queued - ahead) * cluster.num_queued // cluster.queued_tokens
+                    behind = _tokens_behind(group, tenant, ahead, standing.ahead) if standing.ahead else queued - ahead
+                    delay_ns += later_ns * behind * cluster.num_queued // cluster.queued_tokens
                 if 0 < group.max_num_seqs <= group.num_outstanding and self._slots:
-                    delay_ns += _wait_for_slot_ns(group, ahead, cost.slot_ns(output, group.max_num_seqs))
+                    wait_ns += _wait_for_slot_ns(group, ahead, cost.slot_ns(output, group.max_num_seqs))
+                delay_ns += wait_ns * standing.num_due // standing.num_requests
             if delay_ns <= worst_ns:
                 insort(ranked, (delay_ns, group.load_ns, group.rank, group.slot))
                 if len(ranked) >= NUM_RANKED:
@@ -164,6 +190,23 @@ def _tokens_ahead(group: Group, tenant: str, missed: int) -> int:
         return group.queued_tokens
     num_tenants = len(by_tenant) + (tenant not in by_tenant)
     return min(group.queued_tokens, (by_tenant.get(tenant, 0) + missed) * num_tenants)
+
+
+def _tokens_behind(group: Group, tenant: str, ahead: int, better_served: frozenset[str]) -> int:
+    """Queued tokens that are computed later for the sake of a request with so many ahead of it, without those of
+    tenants that were given more than its own. Each tenant has as many ahead."""
+    by_tenant = group.queued_by_tenant
+    share = ahead // (len(by_tenant) + (tenant not in by_tenant))
+    behind = sum(max(tokens - share, 0) for name, tokens in by_tenant.items() if name not in better_served)
+    return min(behind, group.queued_tokens - ahead)
+
+
+def _due(others_ns: float, group: Group, better_served: frozenset[str], cluster: Cluster) -> float:
+    """The price of work that others wait for, less the share that falls on tenants that were given more: what they have
+    queued on the group, over what a group has queued on average."""
+    by_tenant = group.queued_by_tenant
+    theirs = sum(by_tenant.get(name, 0) for name in better_served) * cluster.up.bit_count()
+    return others_ns * (1 - min(theirs / cluster.queued_tokens, 1.0)) if theirs else others_ns
 
 
 def _wait_for_slot_ns(group: Group, ahead: int, slot_ns: int) -> int:
