@@ -13,7 +13,8 @@ class Assignment:
     """prefill_ns: what its missed tokens were expected to cost. node: where its chain ends.
 
     missed_tokens: prompt tokens it was expected to compute. queued_tokens: the same until its first token is reported,
-    then 0. num_blocks: pages of its prompt and expected output. generation: the process of the group it was sent to.
+    then 0. num_blocks: pages of its prompt and expected output; own_blocks: of these, what was not there yet.
+    generation: the process of the group it was sent to.
     queue_known: its queueing time was reported.
     """
 
@@ -26,5 +27,6 @@ class Assignment:
     missed_tokens: int
     queued_tokens: int
     num_blocks: int
+    own_blocks: int
     generation: int
     queue_known: bool = False

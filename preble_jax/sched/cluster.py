@@ -8,7 +8,7 @@ from preble_jax.config import SchedSettings
 from preble_jax.errors import InvariantError
 from preble_jax.kv.events import EventBatch, Snapshot
 from preble_jax.sched.assignment import Assignment
-from preble_jax.sched.cost import CostModel
+from preble_jax.sched.cost import CostModel, LinearCostModel, MeanCost
 from preble_jax.sched.forest import Forest
 from preble_jax.sched.forest_check import validate_forest
 from preble_jax.sched.forest_nodes import Node
@@ -25,6 +25,8 @@ class ClusterState:
         self.groups = GroupTable()
         self.cost = cost
         self.uniform_cost = True
+        self._mean_cost = MeanCost()
+        self._price: CostModel | None = None  # until it is asked for again
         self.page_size = page_size
         self.num_outstanding = 0
         self.num_queued = 0
@@ -56,11 +58,25 @@ class ClusterState:
         expected = -(-(self.output_tokens + max_tokens) // num_outputs) if num_outputs else 0
         return min(expected, max_tokens) if max_tokens else expected
 
-    def set_cost(self, group: Group, cost: CostModel) -> None:
+    @property
+    def mean_cost(self) -> CostModel:
+        """What work costs on average over the groups that are there."""
+        if self._price is None:
+            self._price = self.cost if self.uniform_cost else self._mean_cost.mean()
+        return self._price
+
+    def set_cost(self, group: Group, cost: LinearCostModel) -> None:
         """A cost model of the group's own, for what is placed from now on."""
+        self._count_cost(group, -1)
         group.cost = cost
+        self._count_cost(group, 1)
         group.weigh()
         self.uniform_cost = False
+
+    def _count_cost(self, group: Group, sign: int) -> None:
+        if isinstance(group.cost, LinearCostModel):
+            self._mean_cost.add(group.cost, sign)
+        self._price = None
 
     def by_load(self, mask: int) -> Iterable[Group]:
         return self.groups.by_load(mask)
@@ -78,6 +94,7 @@ class ClusterState:
         slot = self.groups.free_slot()
         group = Group(name, self.forest.add_slot() if slot is None else slot, rank, num_pages, generation, self.cost)
         self.groups.add(group)
+        self._count_cost(group, 1)
         return group
 
     def restart_group(self, group: Group, generation: int) -> None:
@@ -88,6 +105,7 @@ class ClusterState:
     def remove_group(self, group: Group) -> None:
         self.forest.clear(group.slot)
         self.groups.set_state(group, "gone")
+        self._count_cost(group, -1)
         self.groups.retire(group)
 
     def assign(self, query: Query, found: tuple[Node, int], group: Group, matched: int, now: float) -> Assignment:
@@ -95,18 +113,20 @@ class ClusterState:
         request = query.request
         num_tokens, missed = request.num_tokens, request.num_tokens - matched
         prefill_ns = group.cost.prefill_ns(missed)
-        num_blocks = -(-(num_tokens + group.expected_output(request.max_tokens)) // self.page_size)
+        output = group.expected_output(request.max_tokens)
+        num_blocks = -(-(num_tokens + output) // self.page_size)
+        own_blocks = num_blocks - matched // self.page_size
         node = self.forest.assign(request.block_hashes, found, group.slot, now)
         generation = group.cursor.generation
         assignment = Assignment(
-            group, num_tokens, prefill_ns, node, now, request.tenant, missed, missed, num_blocks, generation
+            group, num_tokens, prefill_ns, node, now, request.tenant, missed, missed, num_blocks, own_blocks, generation
         )
         self._assigned.add(now, assignment)
         group.assigned(prefill_ns, 1)
         self.num_outstanding += 1
         self.num_queued += 1
         self.queued_tokens += missed
-        group.took(request.tenant, missed, num_blocks)
+        group.took(request.tenant, missed, num_blocks, own_blocks)
         return assignment
 
     def started(self, assignment: Assignment) -> None:
@@ -118,7 +138,7 @@ class ClusterState:
         """The request is outstanding no more."""
         self._computed(assignment)
         self.num_outstanding -= 1
-        assignment.group.gave_back(assignment.num_blocks)
+        assignment.group.gave_back(assignment.num_blocks, assignment.own_blocks)
 
     def _computed(self, assignment: Assignment) -> None:
         """0 queued tokens: it was said before."""

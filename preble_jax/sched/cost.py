@@ -81,3 +81,27 @@ class LinearCostModel:
     def slot_ns(self, num_tokens: float, num_slots: int) -> int:
         """An output takes num_tokens steps of base + num_slots * row seconds; num_slots of them end meanwhile."""
         return round((self.prefill_base_s / num_slots + self.decode_row_s) * num_tokens * NS_PER_S)
+
+
+_PARTS = ("prefill_base_s", "prefill_token_s", "decode_token_s", "decode_row_s")
+_FS_PER_S = 10**15
+
+
+class MeanCost:
+    """The mean of models that come and go. Sums of whole femtoseconds: they stay exact."""
+
+    def __init__(self) -> None:
+        self._sums = [0] * len(_PARTS)
+        self._count = 0
+
+    def add(self, cost: LinearCostModel, sign: int = 1) -> None:
+        """sign: -1 takes one out that is in."""
+        self._count += sign
+        for i, part in enumerate(_PARTS):
+            self._sums[i] += sign * round(getattr(cost, part) * _FS_PER_S)
+
+    def mean(self) -> LinearCostModel:
+        """Of at least one."""
+        return LinearCostModel(
+            **{part: total / (self._count * _FS_PER_S) for part, total in zip(_PARTS, self._sums, strict=True)}
+        )

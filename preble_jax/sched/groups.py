@@ -29,7 +29,8 @@ class Group:
     decode_ns: the part of L that is decoding.
     num_waiting, num_running: as the group last reported them. num_outstanding: placed here and not reported finished;
     of these, queued_tokens: prompt tokens they had to compute when placed, less those of requests whose first token was
-    reported (prefill in flight), and the same by tenant; decode_blocks: pages of their prompts and expected outputs.
+    reported (prefill in flight), and the same by tenant; decode_blocks: pages of their prompts and expected outputs;
+    own_blocks: of these, what was not there when they were placed, so that no prefix counts twice.
     """
 
     def __init__(self, name: str, slot: int, rank: float, num_pages: int, generation: int, cost: CostModel) -> None:
@@ -55,6 +56,7 @@ class Group:
         self.queued_tokens = 0
         self.queued_by_tenant: dict[str, int] = {}
         self.decode_blocks = 0
+        self.own_blocks = 0
         # since the group was added
         self.num_waiting = 0
         self.num_running = 0
@@ -87,12 +89,13 @@ class Group:
         expected = -(-self.output_tokens // self.num_outputs) if self.num_outputs else 0
         return min(expected, max_tokens) if max_tokens else expected
 
-    def took(self, tenant: str, missed_tokens: int, num_blocks: int) -> None:
+    def took(self, tenant: str, missed_tokens: int, num_blocks: int, own_blocks: int) -> None:
         """A request was sent here."""
         self._count(1)
         self.queued_tokens += missed_tokens
         self.queued_by_tenant[tenant] = self.queued_by_tenant.get(tenant, 0) + missed_tokens
         self.decode_blocks += num_blocks
+        self.own_blocks += own_blocks
 
     def computed(self, tenant: str, missed_tokens: int) -> None:
         """A request that was sent here needs no more of its prompt computed: its first token came, or it ended before.
@@ -103,10 +106,21 @@ class Group:
             if not self.queued_by_tenant[tenant]:
                 del self.queued_by_tenant[tenant]
 
-    def gave_back(self, num_blocks: int) -> None:
+    def gave_back(self, num_blocks: int, own_blocks: int) -> None:
         """A request ended."""
         self._count(-1)
         self.decode_blocks -= num_blocks
+        self.own_blocks -= own_blocks
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that run at a time: what it has slots for, or fewer, when those that are here want more pages than
+        it has. 0: any number."""
+        slots = self.max_num_seqs
+        if self.own_blocks > self.num_pages:
+            fit = max(1, self.num_outstanding * self.num_pages // self.own_blocks)
+            return min(slots, fit) if slots else fit
+        return slots
 
     def _count(self, change: int) -> None:
         self.num_outstanding += change

@@ -12,7 +12,7 @@ from fractions import Fraction
 from oracles.naive_cluster import NaiveCluster
 from oracles.paper_routers import Router
 from preble_jax.config import SchedSettings
-from preble_jax.sched.cost import CostModel
+from preble_jax.sched.cost import LinearCostModel
 
 LEAST_REQUESTS = 32  # a group: of fewer, nothing can be said of a prefix's share
 
@@ -20,9 +20,16 @@ LEAST_REQUESTS = 32  # a group: of fewer, nothing can be said of a prefix's shar
 class LeastAddedDelay(Router):
     """cost_of: what a group's work costs by now. order: of the last decision, best first."""
 
-    def __init__(self, cluster: NaiveCluster, settings: SchedSettings, cost_of: Callable[[int], CostModel]) -> None:
+    def __init__(
+        self,
+        cluster: NaiveCluster,
+        settings: SchedSettings,
+        weights: Mapping[str, float],
+        cost_of: Callable[[int], LinearCostModel],
+    ) -> None:
         super().__init__(cluster, settings)
         self.cost_of = cost_of
+        self.weights = weights
         self.placed: list[tuple[float, int, int]] = []  # (time, group, expected prefill time)
         self.order: list[int] = []
         self.decision = ""
@@ -30,7 +37,7 @@ class LeastAddedDelay(Router):
     def route(self, prompt: Sequence[bytes], num_tokens: int, name: str, groups: list[int]) -> int:
         asked = self.cluster.asked[name]
         cached = {i: self.cluster.cached(prompt, num_tokens, i) for i in groups}
-        prices = self.cost_of(groups[0])
+        prices = self.prices()
         output = self.cluster.expected_anywhere(asked.max_tokens)
         everything = [s.missed for i in self.everybody for s in self.cluster.running(i) if not s.started]
         a_request_has_queued = Fraction(sum(everything), len(everything)) if everything else Fraction(1)
@@ -52,14 +59,15 @@ class LeastAddedDelay(Router):
         def added_delay(i: int) -> Fraction:
             missed = num_tokens - cached[i]
             queued = self.queued(i)
-            num_tenants = len(queued.keys() | {asked.tenant})
-            ahead = min(queued.total(), (queued[asked.tenant] + missed) * num_tenants)
+            weights = {tenant: Fraction(self.weights.get(tenant, 1)) for tenant in queued.keys() | {asked.tenant}}
+            turns = sum(weights.values()) / weights[asked.tenant]
+            ahead = min(queued.total(), math.floor((queued[asked.tenant] + missed) * turns))
             theirs = sum(tokens for tenant, tokens in queued.items() if tenant in better_served)
             waiting = self.cost_of(i).prefill_ns(ahead) + self.wait_for_slot(i, ahead, queued.total(), output)
             own = self.cost_of(i).prefill_ns(missed)
             token_ns = prices.prefill_ns(queued.total() + missed) - prices.prefill_ns(queued.total())
-            share = ahead // num_tenants
-            behind = sum(max(0, tokens - share) for tenant, tokens in queued.items() if tenant not in better_served)
+            ahead_of = {tenant: math.floor(ahead * weights[tenant] / sum(weights.values())) for tenant in weights}
+            behind = sum(max(0, queued[tenant] - ahead_of[tenant]) for tenant in queued.keys() - better_served)
             behind = min(behind, queued.total() - ahead)
             overtaken = math.floor(token_ns * behind / a_request_has_queued)
             a_group_has = Fraction(sum(self.cluster.queue(j) for j in self.everybody), len(self.everybody))
@@ -76,19 +84,20 @@ class LeastAddedDelay(Router):
         self.decision = "exploit" if cached[best] > num_tokens / 2 else "explore"
         return best
 
-    def given(self) -> dict[str, int]:
+    def given(self) -> dict[str, Fraction]:
         """Service units of the tenants that have requests outstanding: since they have any, and on top of the least of
         those that were there then."""
-        units: dict[str, int] = {}
+        units: dict[str, Fraction] = {}
         there: Counter[str] = Counter()
         for sent, output in self.cluster.history:
             tenant = self.cluster.asked[sent.name].tenant
             if output is None:
-                units.setdefault(tenant, min(units.values(), default=0))
-                units[tenant] += sent.missed
+                units.setdefault(tenant, min(units.values(), default=Fraction(0)))
+                units[tenant] += Fraction(sent.missed) / Fraction(self.weights.get(tenant, 1))
                 there[tenant] += 1
             else:
-                units[tenant] += sent.num_tokens - sent.missed + 2 * output
+                extend = sent.num_tokens - sent.missed + 2 * output
+                units[tenant] += Fraction(extend) / Fraction(self.weights.get(tenant, 1))
                 there[tenant] -= 1
                 if not there[tenant]:
                     del units[tenant]
@@ -96,7 +105,11 @@ class LeastAddedDelay(Router):
 
     def wait_for_slot(self, i: int, ahead: int, queued: int, output: int) -> int:
         """Every sequence that has to end takes as long as an output in a full batch, over their number."""
-        slots = self.cluster.max_num_seqs
+        slots, running = self.cluster.max_num_seqs, self.cluster.running(i)
+        wanted = sum(sent.own_pages for sent in running)
+        if wanted > self.cluster.num_pages[i]:
+            mean = Fraction(wanted, len(running))
+            slots = min(slots, max(1, math.floor(self.cluster.num_pages[i] / mean)))
         if self.cluster.queue(i) < slots:
             return 0
         share = Fraction(ahead, queued) if queued else Fraction(0)
@@ -109,6 +122,14 @@ class LeastAddedDelay(Router):
         wanted = len(cached) * Fraction(uses, max(recent, LEAST_REQUESTS * len(cached)))
         holders = sum(tokens >= length for tokens in cached.values())
         return min(max(holders + 1 - wanted, Fraction(0)), Fraction(1))
+
+    def prices(self) -> LinearCostModel:
+        """The mean of all groups' costs, to a femtosecond; to the last bit where all are the same."""
+        costs = [self.cost_of(i) for i in self.everybody]
+        parts = ("prefill_base_s", "prefill_token_s", "decode_token_s", "decode_row_s")
+        femtoseconds = {part: sum(round(getattr(cost, part) * 10**15) for cost in costs) for part in parts}
+        mean = {part: float(Fraction(total, len(costs) * 10**15)) for part, total in femtoseconds.items()}
+        return costs[0] if all(cost is costs[0] for cost in costs) else LinearCostModel(**mean)
 
     @property
     def everybody(self) -> range:

@@ -26,6 +26,7 @@ class Sent:
     num_tokens: int
     missed: int
     pages: int
+    own_pages: int
     path: list
     started: bool = False
     ended: bool = False
@@ -70,7 +71,9 @@ class NaiveCluster:
         missed = num_tokens - self.cached(prompt, num_tokens, group)
         expected = self.expected_output([group], self.asked[name].max_tokens)
         pages = -(-(num_tokens + expected) // self.page_size)
-        sent = Sent(name, self.now, group, num_tokens, missed, pages, self.forest.assign(prompt, group, self.now))
+        own_pages = pages - (num_tokens - missed) // self.page_size
+        path = self.forest.assign(prompt, group, self.now)
+        sent = Sent(name, self.now, group, num_tokens, missed, pages, own_pages, path)
         self.sent.append(sent)
         self.history.append((sent, None))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ from oracles.paper_routers import (
     Router,
 )
 from oracles.released_preble import ReleasedPreble
-from preble_jax.config import SchedSettings
+from preble_jax.config import SchedSettings, TenantSettings
 from preble_jax.errors import ConfigError, PrebleError
 from preble_jax.sched import GlobalScheduler, Placement, PlaceRequest
 from preble_jax.sched.cost import LinearCostModel
@@ -61,8 +62,8 @@ class Report:
 class Side:
     """The scheduler and the oracle, given the same history."""
 
-    def __init__(self, sched: SchedSettings) -> None:
-        self.real = GlobalScheduler(sched, PAGE_SIZE, cost=COST)
+    def __init__(self, sched: SchedSettings, weights: Mapping[str, float] = MappingProxyType({})) -> None:
+        self.real = GlobalScheduler(sched, PAGE_SIZE, cost=COST, tenants=TenantSettings(weights=tuple(weights.items())))
         ranks = random.Random(sched.seed)
         self.cluster = NaiveCluster(
             page_size=PAGE_SIZE,
@@ -73,7 +74,7 @@ class Side:
             max_num_seqs=MAX_NUM_SEQS,
         )
         if sched.policy == "least_added_delay":
-            self.oracle: Router = LeastAddedDelay(self.cluster, sched, lambda i: self.real.cost_of(str(i)))
+            self.oracle: Router = LeastAddedDelay(self.cluster, sched, weights, self.cost_of)
         else:
             self.oracle = ORACLES[sched.policy](self.cluster, sched)
         self.now = 0.0
@@ -84,6 +85,11 @@ class Side:
         self.decisions: Counter[str] = Counter()
         for group, num_pages in enumerate(NUM_PAGES):
             self.real.add_group(str(group), num_pages, 0, self.now, max_num_seqs=MAX_NUM_SEQS)
+
+    def cost_of(self, group: int) -> LinearCostModel:
+        cost = self.real.cost_of(str(group))
+        assert isinstance(cost, LinearCostModel)
+        return cost
 
     def place(
         self, path: Sequence[int], extra: int, max_tokens: int, excluded: frozenset[int], tenant: str = "default"
@@ -203,11 +209,17 @@ tunings = st.fixed_dictionaries(
 )
 
 
+# binary fractions, too
+some_weights = st.sampled_from([{}, {}, {"other": 2.0, "third": 0.25}, {"default": 4.0}])
+
+
 @pytest.mark.parametrize("policy", [*ORACLES, "default"])
 @settings(max_examples=60, deadline=None)
-@given(tuning=tunings, history=steps)
-def test_same_decisions_as_the_source(policy: str, tuning: dict[str, float], history: list[tuple]) -> None:
-    side = Side(sched(policy, **tuning))
+@given(tuning=tunings, weights=some_weights, history=steps)
+def test_same_decisions_as_the_source(
+    policy: str, tuning: dict[str, float], weights: dict[str, float], history: list[tuple]
+) -> None:
+    side = Side(sched(policy, **tuning), weights)
     for name, *arguments in history:
         getattr(side, name)(*arguments)
     side.real.validate()

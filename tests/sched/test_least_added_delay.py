@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from oracles.naive_forest import chain
-from preble_jax.config import SchedSettings
+from preble_jax.config import SchedSettings, TenantSettings
 from preble_jax.kv.events import BlocksStored, EventBatch
 from preble_jax.sched import GlobalScheduler, Placement, PlaceRequest
 from preble_jax.sched.cost import LinearCostModel
@@ -16,8 +17,11 @@ COST = LinearCostModel(prefill_base_s=0.0, prefill_token_s=0.01, decode_token_s=
 LONG = (1,) * 10
 
 
-def scheduler(num_groups: int = 2, max_num_seqs: int = 0, **kwargs) -> GlobalScheduler:
-    made = GlobalScheduler(SchedSettings(**{"group_timeout_s": 1e9, **kwargs}), PAGE_SIZE, cost=COST)
+def scheduler(
+    num_groups: int = 2, max_num_seqs: int = 0, weights: Mapping[str, float] = MappingProxyType({}), **kwargs
+) -> GlobalScheduler:
+    tenants = TenantSettings(weights=tuple(weights.items()))
+    made = GlobalScheduler(SchedSettings(**{"group_timeout_s": 1e9, **kwargs}), PAGE_SIZE, cost=COST, tenants=tenants)
     for group in range(num_groups):
         made.add_group(str(group), 10_000, 0, 0.0, max_num_seqs=max_num_seqs)
     return made
@@ -325,3 +329,51 @@ def test_holders_are_found_among_a_thousand_groups() -> None:
     busy(made, "777", 0)
     placement = place(made, "a", LONG)
     assert (placement.group, placement.alternatives[0]) == ("777", "333")
+
+
+def test_a_tenant_waits_for_as_much_of_anothers_flood_as_their_weights_say() -> None:
+    """Its prefix is where 400 tokens of another are queued; elsewhere it would be 40 tokens to compute."""
+    for weights, expected in (({}, "0"), ({"gold": 100.0}, "1"), ({"asks": 0.01}, "1"), ({"asks": 100.0}, "0")):
+        made = scheduler(2, weights=weights, delay_others=0.0, delay_decoding=0.0, delay_without="overtaken,standing")
+        store(made, "0", LONG)
+        for _ in range(10):
+            busy(made, "0", 10, tenant="gold")
+        assert place(made, "a", LONG, tenant="asks").group == expected, weights
+
+
+def test_a_group_whose_pages_are_all_wanted_is_waited_for() -> None:
+    """As if it had slots for those only that fit; what they share counts once."""
+    for num_pages, shared, expected in ((10_000, False, "0"), (24, False, "1"), (24, True, "0")):
+        made = scheduler(0, delay_others=0.0, delay_decoding=0.0)
+        made.add_group("0", num_pages, 0, 0.0)
+        made.add_group("1", 10_000, 0, 0.0)
+        made.finished(busy(made, "1", 1), 1000, 0, 0.0)  # outputs are known: 1 s of their rows' time
+        store(made, "0", LONG)
+        store(made, "0", [7] * 10)
+        for i in range(3):
+            name = f"decodes{i}"
+            path = [7] * 10 if shared else [8 + i] * 10
+            place(made, name, path, excluded=frozenset("1"))
+            made.first_token(name, 0.0)
+        assert place(made, "a", LONG).group == expected, (num_pages, shared)
+
+
+def test_prices_do_not_depend_on_who_joined_first() -> None:
+    """The holder's queue at which an idle group is better: the same, wherever the slow group stands in the table."""
+
+    def turning_point(costs: Mapping[str, float]) -> int:
+        for num_queued in range(40):
+            made = scheduler(0, delay_decoding=0.0, delay_others=0.1)
+            for name, token_s in costs.items():
+                made.add_group(name, 10_000, 0, 0.0)
+                cost = LinearCostModel(prefill_base_s=0.0, prefill_token_s=token_s, decode_token_s=0.002)
+                made._state.set_cost(made._groups.get(name), cost)
+            store(made, "holder", LONG)
+            for _ in range(num_queued):
+                busy(made, "holder", 1)
+            if place(made, "a", LONG).group != "holder":
+                return num_queued
+        raise AssertionError
+
+    slow, fast = {"slow": 0.04}, {"holder": 0.01, "idle": 0.01}
+    assert turning_point(slow | fast) == turning_point(fast | slow)

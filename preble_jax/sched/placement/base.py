@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from preble_jax.sched.assignment import Assignment
+from preble_jax.sched.cost import CostModel
 from preble_jax.sched.groups import Group
 from preble_jax.sched.messages import Decision, PlaceRequest, PolicyStats
 from preble_jax.sched.slots import slots_of
@@ -59,6 +60,7 @@ class Cluster(Protocol):
     """The state policies decide on. What it says holds until the next change of it.
 
     up: mask of the groups that may be given requests at all. uniform_cost: all groups have the same cost model.
+    mean_cost: the mean of their models.
     On all groups: num_outstanding: requests placed and not ended; of these num_queued without a first token so far,
     with queued_tokens prompt tokens to be computed. num_assigned: requests of the window.
     """
@@ -80,6 +82,9 @@ class Cluster(Protocol):
 
     @property
     def uniform_cost(self) -> bool: ...
+
+    @property
+    def mean_cost(self) -> CostModel: ...
 
     @property
     def page_size(self) -> int: ...

@@ -4,11 +4,12 @@
 
 - wait_i: time until its turn comes. Queued on i are requests sent there whose first token has not come, and their
   prompt tokens have to be computed first. The groups' queues are fair between tenants: a tenant waits for what it has
-  queued itself and for as much of each other tenant's, not for a flood of somebody else's; so at most (its own queue
-  and this request) * tenants that have something queued: `ahead`, of all queued tokens. And a group runs a number of
-  sequences at a time: when as many are outstanding, one of them has to end first, and one more for each request that
-  waits for the same and goes first, which is the share of ahead in what is queued. They end one per output's time in a
-  full batch over their number.
+  queued itself and for as much of each other tenant's, by their weights, not for a flood of somebody else's; so at most
+  (its own queue and this request) * weights of tenants that have something queued / its own: `ahead`, of all queued
+  tokens. And a group runs a number of sequences at a time, for which it has slots, and pages (of prompts only what was
+  not there when they were sent): when as many are outstanding, one of them has to end first, and one more for each
+  request that waits for the same and goes first, which is the share of ahead in what is queued. They end one per
+  output's time in a full batch over their number.
 - own_i: time to compute the tokens of its prompt that i does not hold. Every length of match is a candidate: a shorter
   one on an idle group is weighed against the longest one behind a queue.
 - overtaken_i: what a tenant does not wait for waits for it instead. Each request that goes later for its sake is
@@ -38,16 +39,16 @@ are, in as many copies as their traffic needs. There is no threshold: nothing is
 counts for a prefix's share only. Between equal costs the group with less work in the window wins, then `rank`: on an
 idle cluster new prefixes go where the fewest were sent.
 
-Prices are those of one group, the others' fitted costs differ from it by noise, which n would multiply; how long a
-group needs itself is told by its own. Prompt work weighed by the number of requests it delays is LMetric's idea (arXiv
-2603.15202); there it is a product with the group's own number.
+Prices are the same for all groups, the mean of what work costs on each: their fitted costs differ by noise, which n
+would multiply. How long a group needs itself is told by its own. Prompt work weighed by the number of requests it
+delays is LMetric's idea (arXiv 2603.15202); there it is a product with the group's own number.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice, pairwise
 
 from preble_jax.config import SchedSettings, TenantSettings
@@ -69,6 +70,7 @@ class LeastAddedDelay(PlacementPolicy):
     """The settings' delay_others and delay_decoding are the two weights; delay_without leaves terms out."""
 
     def __init__(self, settings: SchedSettings, tenants: TenantSettings) -> None:
+        self._weights = tenants
         self._service = TenantService(tenants)
         self._quantum = settings.d2lpm_quantum_tokens
         self._others = settings.delay_others
@@ -89,7 +91,7 @@ class LeastAddedDelay(PlacementPolicy):
         tolerance = self._quantum * cluster.up.bit_count() if self._standing else math.inf
         standing = self._service.standing(tenant, tolerance)
         ranked: Ranked = []
-        price = cluster.at((query.eligible & -query.eligible).bit_length() - 1).cost
+        price = cluster.mean_cost
         others = self._others * cluster.num_outstanding / cluster.up.bit_count()
         levels = all_levels(query) if self._shorter else _longest_or_nothing(query)
         dear_tokens = _dear_tokens(levels, query, cluster) if self._copies else [levels[0][1] - n for _, n in levels]
@@ -138,20 +140,48 @@ class LeastAddedDelay(PlacementPolicy):
                 if delay_ns > worst_ns:
                     continue
                 queued = group.queued_tokens
-                ahead = _tokens_ahead(group, tenant, missed) if self._tenants else queued
+                ahead = self._tokens_ahead(group, tenant, missed) if self._tenants else queued
                 wait_ns = cost.prefill_ns(ahead)
                 if ahead < queued and self._overtaken:
                     later_ns = price.prefill_ns(queued + missed) - price.prefill_ns(queued)
-                    behind = _tokens_behind(group, tenant, ahead, standing.ahead) if standing.ahead else queued - ahead
+                    better = standing.ahead
+                    behind = self._tokens_behind(group, tenant, ahead, better) if better else queued - ahead
                     delay_ns += later_ns * behind * cluster.num_queued // cluster.queued_tokens
-                if 0 < group.max_num_seqs <= group.num_outstanding and self._slots:
-                    wait_ns += _wait_for_slot_ns(group, ahead, cost.slot_ns(output, group.max_num_seqs))
+                if self._slots and 0 < (slots := group.num_slots) <= group.num_outstanding:
+                    wait_ns += _wait_for_slot_ns(group, slots, ahead, cost.slot_ns(output, slots))
                 delay_ns += wait_ns * standing.num_due // standing.num_requests
             if delay_ns <= worst_ns:
                 insort(ranked, (delay_ns, group.load_ns, group.rank, group.slot))
                 if len(ranked) >= NUM_RANKED:
                     del ranked[NUM_RANKED:]
                     worst_ns = ranked[-1][0]
+
+    def _tokens_ahead(self, group: Group, tenant: str, missed: int) -> int:
+        """Queued tokens that are computed before a request of the tenant, at most."""
+        by_tenant = group.queued_by_tenant
+        if len(by_tenant) < 2 and tenant in by_tenant:
+            return group.queued_tokens
+        own = by_tenant.get(tenant, 0) + missed
+        return min(group.queued_tokens, int(own * self._total_weight(by_tenant, tenant) / self._weights.weight(tenant)))
+
+    def _tokens_behind(self, group: Group, tenant: str, ahead: int, better_served: frozenset[str]) -> int:
+        """Queued tokens that are computed later for the sake of a request with so many ahead of it, without those of
+        tenants that were given more than its own. Each tenant has a share ahead, by its weight."""
+        by_tenant, weight = group.queued_by_tenant, self._weights.weight
+        total = self._total_weight(by_tenant, tenant)
+        behind = sum(
+            max(tokens - int(ahead * weight(name) / total), 0)
+            for name, tokens in by_tenant.items()
+            if name not in better_served
+        )
+        return min(behind, group.queued_tokens - ahead)
+
+    def _total_weight(self, by_tenant: Mapping[str, int], tenant: str) -> float:
+        """Of those that have something queued, and of the tenant."""
+        if not self._weights.weights:
+            return len(by_tenant) + (tenant not in by_tenant)
+        weight = self._weights.weight
+        return sum(map(weight, by_tenant)) + (0.0 if tenant in by_tenant else weight(tenant))
 
 
 def _dear_tokens(levels: Levels, query: Query, cluster: Cluster) -> list[int]:
@@ -183,24 +213,6 @@ def _worth_a_look(cluster: Cluster, mask: int) -> Iterable[Group]:
     return islice(cluster.by_queue(mask), NUM_LOOKED_AT)
 
 
-def _tokens_ahead(group: Group, tenant: str, missed: int) -> int:
-    """Queued tokens that are computed before a request of the tenant, at most."""
-    by_tenant = group.queued_by_tenant
-    if len(by_tenant) < 2 and tenant in by_tenant:
-        return group.queued_tokens
-    num_tenants = len(by_tenant) + (tenant not in by_tenant)
-    return min(group.queued_tokens, (by_tenant.get(tenant, 0) + missed) * num_tenants)
-
-
-def _tokens_behind(group: Group, tenant: str, ahead: int, better_served: frozenset[str]) -> int:
-    """Queued tokens that are computed later for the sake of a request with so many ahead of it, without those of
-    tenants that were given more than its own. Each tenant has as many ahead."""
-    by_tenant = group.queued_by_tenant
-    share = ahead // (len(by_tenant) + (tenant not in by_tenant))
-    behind = sum(max(tokens - share, 0) for name, tokens in by_tenant.items() if name not in better_served)
-    return min(behind, group.queued_tokens - ahead)
-
-
 def _due(others_ns: float, group: Group, better_served: frozenset[str], cluster: Cluster) -> float:
     """The price of work that others wait for, less the share that falls on tenants that were given more: what they have
     queued on the group, over what a group has queued on average."""
@@ -209,7 +221,7 @@ def _due(others_ns: float, group: Group, better_served: frozenset[str], cluster:
     return others_ns * (1 - min(theirs / cluster.queued_tokens, 1.0)) if theirs else others_ns
 
 
-def _wait_for_slot_ns(group: Group, ahead: int, slot_ns: int) -> int:
+def _wait_for_slot_ns(group: Group, slots: int, ahead: int, slot_ns: int) -> int:
     """Of a request that has so many queued tokens ahead of it, on a full group that frees a slot every slot_ns."""
-    waiting = group.num_outstanding - group.max_num_seqs
+    waiting = group.num_outstanding - slots
     return slot_ns + (waiting * slot_ns * ahead // group.queued_tokens if group.queued_tokens else 0)
