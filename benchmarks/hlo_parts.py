@@ -29,7 +29,7 @@ _PATTERNS = {
     "mlp": r"MLP\.|\.gate_up\b|\.down\b",
     "norms": r"RMSNorm\.",
     "residual": r"decoder\.py \S+ .*\bx \+",
-    "lm head": r"decoder\.py \S+ .*(logits|lm_head)",
+    "lm head": r"decoder\.py \S+ .*(logits|lm_head|scores)",
     "embedding": r"decoder\.py \S+ .*embedding",
 }
 PARTS = (*_PATTERNS, "other", "between operations")

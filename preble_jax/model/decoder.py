@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernels_pallas import (
     Geometry,
@@ -27,9 +27,9 @@ from kernels_pallas import (
 from kernels_pallas.layout import page_dtype as stored_page_dtype
 from preble_jax.model.config import ModelConfig
 from preble_jax.model.params import spec_for
-from preble_jax.model.products import RMSNorm, embedding_rows, matmul_added, normed_matmul, swiglu
+from preble_jax.model.products import RMSNorm, embedding_rows, matmul_added, normed_matmul, normed_scores, swiglu
 from preble_jax.model.rope import rotate
-from preble_jax.model.sampling import HostOrDeviceArray
+from preble_jax.model.sampling import HostOrDeviceArray, Scores
 
 
 class StepArrays(NamedTuple):
@@ -192,9 +192,14 @@ class Decoder(nnx.Module):
         self.lm_head = None if config.tie_embeddings else nnx.Param(params["lm_head"])  # [E, V]
 
     def __call__(
-        self, step: StepArrays, kv_pages: Sequence[jax.Array], call: AttentionCall
-    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Returns logits [S, V] float32 of each sequence's last token, and every layer's pages."""
+        self,
+        step: StepArrays,
+        kv_pages: Sequence[jax.Array],
+        call: AttentionCall,
+        logits_wanted: jax.Array,
+    ) -> tuple[Scores, tuple[jax.Array, ...]]:
+        """Returns what follows each sequence's last token (S rows), and every layer's pages. logits_wanted: bool []; if
+        not, the scores' logits may mean nothing."""
         x = embedding_rows(self.embedding.get_value(), step.token_ids)
         live_tokens, live_seqs = _live(step, call.num_decode_slots)
         inputs = LayerInputs(
@@ -212,11 +217,10 @@ class Decoder(nnx.Module):
                 graph, call, weights, x, pages, inputs, step.last_token if i == len(self.layers) else None
             )
             new_pages.append(pages)
-        if self.lm_head is None:
-            logits = normed_matmul(x, self.final_norm, self.embedding.get_value(), live_seqs, in_axis=1)
-        else:
-            logits = normed_matmul(x, self.final_norm, self.lm_head.get_value(), live_seqs)
-        return logits, tuple(new_pages)
+        lm_head, in_axis = (self.embedding, 1) if self.lm_head is None else (self.lm_head, 0)
+        everywhere = NamedSharding(call.mesh, PartitionSpec())
+        scores = normed_scores(x, self.final_norm, lm_head.get_value(), live_seqs, logits_wanted, everywhere, in_axis)
+        return scores, tuple(new_pages)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
