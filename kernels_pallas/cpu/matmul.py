@@ -6,17 +6,14 @@ uses. A panel stays in the first cache while a block's rows go past it; few rows
 
 An item is a block of rows and a few panels. It first makes its block's rows what the dots want, where they are not.
 
-Only rows that are alive cost: `live` [4] int32 = begin, end, begin, end of two runs of rows (the decode slots in use;
-the prompt tokens behind the slots), within the array and in order. All other rows of the result are 0, or as they were
-where a residual is added.
+Only rows that are alive cost (`live`). All other rows of the result are 0, or as they were where a residual is added.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +23,8 @@ import numpy as np
 
 from kernels_pallas.cpu.bf16 import BF16_BITS, F32S, I32S, LANES, dot_pairs, pair_everywhere, to_bf16, zeros
 from kernels_pallas.cpu.call import call_kernel
-from kernels_pallas.cpu.ir import F32, I1, I32, I64, Function, Value, Variable
+from kernels_pallas.cpu.ir import F32, I1, I32, Function, Value, Variable
+from kernels_pallas.cpu.live import count_live, dead_runs, each_run
 from kernels_pallas.cpu.scores import PARTS, RowScores, merge_scores, score_columns
 from kernels_pallas.cpu.vmath import sigmoid, sum_lanes
 
@@ -127,14 +125,14 @@ class MatMul:
         return self.panels_per_item * self._y_panel_bytes + LINE if self.epilogue == "scores" else self._y_stride
 
     def count_items(self, f: Function, buffers: list[Value]) -> Value:
-        return self._num_blocks(_num_live(buffers[2])) * self.num_groups
+        return self._num_blocks(count_live(buffers[2])) * self.num_groups
 
     def _num_blocks(self, num_live: Value) -> Value:
         return ((num_live + (self._block_rows - 1)) // self._block_rows).max(1)
 
     def write_item(self, f: Function, buffers: list[Value], item: Value) -> None:
         (x, panels, live, *more), (y, *parts) = buffers[: self.num_args], buffers[self.num_args :]
-        num_live = _num_live(live)
+        num_live = count_live(live)
         num_blocks = self._num_blocks(num_live)
         # Blocks of one size, a whole number of tiles.
         rows_per_block = ((num_live + (num_blocks * _TILE_ROWS - 1)) // (num_blocks * _TILE_ROWS)) * _TILE_ROWS
@@ -155,11 +153,11 @@ class MatMul:
         if self.makes_rows:
             made = f.stack(f"[{self._block_rows * self.row_stride} x i8]", LINE)
             weight = None if self.rms_eps is None else more[0]
-            with _each_run(f, live, first, last) as (begin, end, row):
+            with each_run(f, live, first, last) as (begin, end, row):
                 target = made.at((begin - first) * self.row_stride)
                 self.make_rows(f, x.at(row * self.source_stride), weight, target, end - begin)
         scored = f.stack(f"[{self._block_rows * self._tile_stride} x i8]", LINE) if self.epilogue == "scores" else None
-        with f.loop(begin_panel, end_panel) as panel, _each_run(f, live, first, last) as (begin, end, row):
+        with f.loop(begin_panel, end_panel) as panel, each_run(f, live, first, last) as (begin, end, row):
             w = panels.at(panel * self.panel_bytes)
             source = x.at(row * self.row_stride) if made is None else made.at((begin - first) * self.row_stride)
             target = y.at(row * self._y_stride + panel * self._y_panel_bytes)
@@ -170,7 +168,7 @@ class MatMul:
                 residual = more[-1].at(row * self._y_stride + panel * self._y_panel_bytes)
             self._rows(f, source, w, target, residual, end - begin)
         if scored is not None:
-            with _each_run(f, live, first, last) as (begin, end, row), f.loop(begin, end) as i:
+            with each_run(f, live, first, last) as (begin, end, row), f.loop(begin, end) as i:
                 now, here = row + (i - begin), scored.at((i - first) * self._tile_stride)
                 self._score(f, here, begin_panel, end_panel, [part.at(now * 4) for part in parts])
                 with f.when(wanted), f.loop(begin_panel, end_panel) as panel:
@@ -269,22 +267,17 @@ class MatMul:
             part.store(value)
 
     def _clear_dead_parts(self, f: Function, live: Value, parts: list[Value]) -> None:
-        for begin, end in self._dead(f, live):
+        for begin, end in dead_runs(f, live, self.num_rows):
             with f.loop(begin, end) as row:
                 for part, (_, type_, value) in zip(parts, PARTS, strict=True):
                     part.at(row * 4).store(f.constant(value, type_))
 
     def _clear_dead(self, f: Function, live: Value, y: Value, begin_panel: Value, end_panel: Value) -> None:
-        for begin, end in self._dead(f, live):
+        for begin, end in dead_runs(f, live, self.num_rows):
             with f.loop(begin, end) as row, f.loop(begin_panel, end_panel) as panel:
                 at = y.at(row * self._y_stride + panel * self._y_panel_bytes)
                 for offset in range(0, self._y_panel_bytes, 2 * LANES):
                     at.at(offset).store(f.constant(0, BF16_BITS))
-
-    def _dead(self, f: Function, live: Value) -> list[tuple[Value, Value]]:
-        """Runs of rows that are not live."""
-        edges = [_edge(live, i) for i in range(4)]
-        return [(f.int64(0), edges[0]), (edges[1], edges[2]), (edges[3], f.int64(self.num_rows))]
 
 
 def matmul(
@@ -448,30 +441,6 @@ def share_panels(num_panels: int, *, most: int, overhead: float = 0) -> int:
     fewest = max(2, -(-num_panels // (most * threads)))
     sizes = {rounds: -(-num_panels // (rounds * threads)) for rounds in range(fewest, fewest + 4)}
     return sizes[min(sizes, key=lambda rounds: (rounds * (sizes[rounds] + overhead), rounds))]
-
-
-def _edge(live: Value, index: Value | int) -> Value:
-    return live.at(index * 4).load(I32).convert("sext", I64)
-
-
-def _num_live(live: Value) -> Value:
-    edges = [_edge(live, i) for i in range(4)]
-    return edges[1] - edges[0] + edges[3] - edges[2]
-
-
-@contextmanager
-def _each_run(f: Function, live: Value, first: Value, last: Value) -> Iterator[tuple[Value, Value, Value]]:
-    """The live rows from the first-th to the last-th, run by run: (which of the live rows it begins and ends at, row of
-    the array it begins at)."""
-    before = f.variable(f.int64(0))
-    with f.loop(0, 2) as run:
-        edges = live.at(run * 8)
-        start, end = _edge(edges, 0), _edge(edges, 1)
-        offset = before.get()
-        before.set(offset + (end - start))
-        low, high = first.max(offset), last.min(offset + (end - start))
-        with f.when(low.is_("<", high)):
-            yield low, high, start + (low - offset)
 
 
 def _chains(num_in: int) -> int:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from kernels_pallas.cpu.embedding import embedding_rows
 from kernels_pallas.cpu.matmul import matmul, matmul_scores, pack_panels
 from kernels_pallas.cpu.scores import RowScores
 from kernels_pallas.cpu.usable import has_byte_dots, has_wide_registers, usable
@@ -59,9 +60,7 @@ class PackedMatrix:
 
     def rows(self, indices: jax.Array) -> jax.Array:
         """Rows of an embedding: indices [T] into its one output axis -> [T, in] float32."""
-        width = self.panels.shape[2]
-        rows = self.panels[indices // width, :, indices % width]
-        return rows.reshape(len(indices), -1)[:, : self.num_in].astype(jnp.float32)
+        return embedding_rows(self.panels, indices)[:, : self.num_in]
 
     def _flat(self, x: jax.Array) -> jax.Array:
         return x.reshape(len(x), self.num_in).astype(self._dtype)
