@@ -22,7 +22,8 @@ import jax
 _PATTERNS = {
     "sampling": r"model/sampling\.py|_sample\(",
     "kv write": r"\bwrite_kv\b",
-    "attention": r"kernels_pallas/(?!cpu/(call|matmul))|\b_attend\(|paged_attention",
+    "rotation, kv write": r"cpu/rotate\.py",
+    "attention": r"kernels_pallas/(?!cpu/(call|embedding|matmul|scores))|\b_attend\(|paged_attention",
     "rotation": r"model/rope\.py|\brotat",
     "qkv": r"\.qkv\b",
     "out": r"self\.out\b",
