@@ -22,14 +22,15 @@ import jax
 _PATTERNS = {
     "sampling": r"model/sampling\.py|_sample\(",
     "kv write": r"\bwrite_kv\b",
-    "attention": r"kernels_pallas/(?!cpu/(call|matmul))|\b_attend\(|paged_attention",
+    "rotation, kv write": r"cpu/rotate\.py",
+    "attention": r"kernels_pallas/(?!cpu/(call|embedding|matmul|scores))|\b_attend\(|paged_attention",
     "rotation": r"model/rope\.py|\brotat",
     "qkv": r"\.qkv\b",
     "out": r"self\.out\b",
     "mlp": r"MLP\.|\.gate_up\b|\.down\b",
     "norms": r"RMSNorm\.",
     "residual": r"decoder\.py \S+ .*\bx \+",
-    "lm head": r"decoder\.py \S+ .*(logits|lm_head)",
+    "lm head": r"decoder\.py \S+ .*(logits|lm_head|scores)",
     "embedding": r"decoder\.py \S+ .*embedding",
 }
 PARTS = (*_PATTERNS, "other", "between operations")

@@ -86,8 +86,8 @@ def forced_logprobs(dtype: str, int8_activations: bool | None) -> Forced:
     def run(weights: Any, step: StepArrays) -> jax.Array:
         num_outputs = step.kv_lens.shape[0] - 1
         call = AttentionCall(mesh, num_outputs, "jnp", jnp.dtype(dtype))
-        logits, _ = nnx.merge(graph, weights)(step, pages, call)
-        return jax.nn.log_softmax(logits[:num_outputs])
+        scores, _ = nnx.merge(graph, weights)(step, pages, call, jnp.array(True))
+        return jax.nn.log_softmax(scores.logits()[:num_outputs])
 
     return lambda golden: np.asarray(run(weights, forced_step(golden, layout.num_pages)))
 

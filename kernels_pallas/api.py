@@ -185,7 +185,8 @@ def paged_attention(
     )
     if kv_scales is not None:
         out = out * v_scale
-    out = out.astype(q.dtype)
+    rounded = getattr(backend_, "rounded", None)  # a backend whose queries are bfloat16 may have its own
+    out = out.astype(q.dtype) if rounded is None else rounded(out)
     return (out, lse) if return_lse else out
 
 

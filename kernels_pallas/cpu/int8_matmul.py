@@ -19,7 +19,17 @@ import numpy as np
 
 from kernels_pallas.cpu.bf16 import BF16_BITS, F32S, I32S, LANES, to_bf16
 from kernels_pallas.cpu.ir import F32, I32, Function, Value
-from kernels_pallas.cpu.matmul import K_BYTES, LINE, PANEL, MatMul, run_kernel, share_panels
+from kernels_pallas.cpu.matmul import (
+    K_BYTES,
+    LINE,
+    PANEL,
+    SCORED_PANELS,
+    MatMul,
+    run_kernel,
+    run_scores_kernel,
+    share_panels,
+)
+from kernels_pallas.cpu.scores import RowScores
 
 VNNI_FEATURE = "avx512vnni"
 LARGEST = 127  # of what is rounded: not -128, symmetric
@@ -118,6 +128,32 @@ def int8_matmul(
         residual=residual,
         swiglu=swiglu,
         panels_per_item=share_panels(num_panels, most=_MOST_PANELS, overhead=_MAKING_PANELS),
+        hadamard=hadamard,
+    )
+
+
+def int8_matmul_scores(
+    x: jax.Array,
+    panels: jax.Array,
+    live: jax.Array,
+    wanted: jax.Array,
+    *,
+    hadamard: int,
+    norm: tuple[jax.Array, float],
+    num_columns: int,
+) -> RowScores:
+    """panels: of `pack_int8_panels`; hadamard: see `Int8MatMul`; the rest as in `matmul.matmul_scores`."""
+    num_panels, num_lines = panels.shape[:2]
+    return run_scores_kernel(
+        Int8MatMul,
+        x,
+        panels,
+        live,
+        wanted,
+        num_in=4 * (num_lines - HEADER_LINES),
+        norm=norm,
+        num_columns=num_columns,
+        panels_per_item=share_panels(num_panels, most=SCORED_PANELS, overhead=_MAKING_PANELS),
         hadamard=hadamard,
     )
 

@@ -6,16 +6,14 @@ uses. A panel stays in the first cache while a block's rows go past it; few rows
 
 An item is a block of rows and a few panels. It first makes its block's rows what the dots want, where they are not.
 
-Only rows that are alive cost: `live` [4] int32 = begin, end, begin, end of two runs of rows (the decode slots in use;
-the prompt tokens behind the slots), within the array and in order. All other rows of the result are 0, or as they were
-where a residual is added.
+Only rows that are alive cost (`live`). All other rows of the result are 0, or as they were where a residual is added.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +23,9 @@ import numpy as np
 
 from kernels_pallas.cpu.bf16 import BF16_BITS, F32S, I32S, LANES, dot_pairs, pair_everywhere, to_bf16, zeros
 from kernels_pallas.cpu.call import call_kernel
-from kernels_pallas.cpu.ir import F32, I32, I64, Function, Value, Variable
+from kernels_pallas.cpu.ir import F32, I1, I32, Function, Value, Variable
+from kernels_pallas.cpu.live import count_live, dead_runs, each_run
+from kernels_pallas.cpu.scores import PARTS, RowScores, merge_scores, score_columns
 from kernels_pallas.cpu.vmath import sigmoid, sum_lanes
 
 PANEL = 2 * LANES  # columns
@@ -37,10 +37,11 @@ K_BYTES = PANEL * _PAIR_BYTES  # of a panel, for each pair of rows
 LINE = 64
 _AHEAD = 128 * LINE  # how far in front of the dots weights are asked for
 _PANELS_AT_ONCE = 64
+SCORED_PANELS = 24  # an item's at most, whose results are kept until they are scored
 
 Array = np.ndarray[Any, Any]
 
-Epilogue = Literal["none", "add", "swiglu"]
+Epilogue = Literal["none", "add", "swiglu", "scores"]
 Dot = Callable[[Function, Value, Value, Value], Value]
 """(f, sums, 4 bytes of a row in each lane, 4 bytes of a column in each lane) -> sums."""
 
@@ -53,8 +54,11 @@ class MatMul:
         multiplied by a weight [K] float32 (RMSNorm). num_normed: numbers in the mean; columns behind them are 0.
     epilogue: none: float32 [M, N]. add: float32, and what is added to is an argument whose memory the result may take.
         swiglu: a panel holds 16 columns of the gate and 16 of what is gated; silu(gate) * up, bfloat16 [M, N / 2].
+        scores: as none, but only written where an argument [1] int32 is not 0; and three results more, of `scores`,
+        each [items of a block, M].
+    num_columns: of W that count for scores; those behind them are -inf.
 
-    Arguments: x, W, live, then the norm's weight, then the residual.
+    Arguments: x, W, live, then the norm's weight, then the residual or whether results are wanted.
     """
 
     num_rows: int
@@ -63,13 +67,17 @@ class MatMul:
     epilogue: Epilogue = "none"
     rms_eps: float | None = None
     num_normed: int = 0
+    num_columns: int = 0
     panels_per_item: int = 1
     name: str = "matmul"
-    num_results: int = 1
 
     @property
     def num_args(self) -> int:
-        return 3 + (self.rms_eps is not None) + (self.epilogue == "add")
+        return 3 + (self.rms_eps is not None) + (self.epilogue in ("add", "scores"))
+
+    @property
+    def num_results(self) -> int:
+        return 1 + len(PARTS) if self.epilogue == "scores" else 1
 
     @property
     def makes_rows(self) -> bool:
@@ -97,7 +105,8 @@ class MatMul:
         return max(rows // _TILE_ROWS, 1) * _TILE_ROWS
 
     @property
-    def _num_groups(self) -> int:
+    def num_groups(self) -> int:
+        """Items of a block of rows."""
         return -(-self.num_panels // self.panels_per_item)
 
     @property
@@ -107,43 +116,68 @@ class MatMul:
 
     @property
     def _y_stride(self) -> int:
+        """Bytes from one row of the result to the next."""
         return self.num_panels * self._y_panel_bytes
 
+    @property
+    def _tile_stride(self) -> int:
+        """Bytes from one row to the next, as tiles write them."""
+        return self.panels_per_item * self._y_panel_bytes + LINE if self.epilogue == "scores" else self._y_stride
+
     def count_items(self, f: Function, buffers: list[Value]) -> Value:
-        return self._num_blocks(_num_live(buffers[2])) * self._num_groups
+        return self._num_blocks(count_live(buffers[2])) * self.num_groups
 
     def _num_blocks(self, num_live: Value) -> Value:
         return ((num_live + (self._block_rows - 1)) // self._block_rows).max(1)
 
     def write_item(self, f: Function, buffers: list[Value], item: Value) -> None:
-        x, panels, live, *_, y = buffers
-        num_live = _num_live(live)
+        (x, panels, live, *more), (y, *parts) = buffers[: self.num_args], buffers[self.num_args :]
+        num_live = count_live(live)
         num_blocks = self._num_blocks(num_live)
         # Blocks of one size, a whole number of tiles.
         rows_per_block = ((num_live + (num_blocks * _TILE_ROWS - 1)) // (num_blocks * _TILE_ROWS)) * _TILE_ROWS
-        block, group = item // self._num_groups, item % self._num_groups
+        block, group = item // self.num_groups, item % self.num_groups
         first = block * rows_per_block
         last = (first + rows_per_block).min(num_live)
         begin_panel = group * self.panels_per_item
         end_panel = (begin_panel + self.panels_per_item).min(self.num_panels)
+        wanted = more[-1].load(I32).is_("!=", 0) if self.epilogue == "scores" else f.constant(True, I1)
+        parts = [part.at(group * (4 * self.num_rows)) for part in parts]
         if self.epilogue != "add":
             with f.when(block.is_("==", 0)):
-                self._clear_dead(f, live, y, begin_panel, end_panel)
+                if parts:
+                    self._clear_dead_parts(f, live, parts)
+                with f.when(wanted):
+                    self._clear_dead(f, live, y, begin_panel, end_panel)
         made = None
         if self.makes_rows:
             made = f.stack(f"[{self._block_rows * self.row_stride} x i8]", LINE)
-            weight = None if self.rms_eps is None else buffers[3]
-            with _each_run(f, live, first, last) as (begin, end, row):
+            weight = None if self.rms_eps is None else more[0]
+            with each_run(f, live, first, last) as (begin, end, row):
                 target = made.at((begin - first) * self.row_stride)
                 self.make_rows(f, x.at(row * self.source_stride), weight, target, end - begin)
-        with f.loop(begin_panel, end_panel) as panel, _each_run(f, live, first, last) as (begin, end, row):
+        scored = f.stack(f"[{self._block_rows * self._tile_stride} x i8]", LINE) if self.epilogue == "scores" else None
+        with f.loop(begin_panel, end_panel) as panel, each_run(f, live, first, last) as (begin, end, row):
             w = panels.at(panel * self.panel_bytes)
             source = x.at(row * self.row_stride) if made is None else made.at((begin - first) * self.row_stride)
             target = y.at(row * self._y_stride + panel * self._y_panel_bytes)
+            if scored is not None:
+                target = scored.at((begin - first) * self._tile_stride + (panel - begin_panel) * self._y_panel_bytes)
             residual = None
             if self.epilogue == "add":
-                residual = buffers[-2].at(row * self._y_stride + panel * self._y_panel_bytes)
+                residual = more[-1].at(row * self._y_stride + panel * self._y_panel_bytes)
             self._rows(f, source, w, target, residual, end - begin)
+        if scored is not None:
+            with each_run(f, live, first, last) as (begin, end, row), f.loop(begin, end) as i:
+                now, here = row + (i - begin), scored.at((i - first) * self._tile_stride)
+                self._score(f, here, begin_panel, end_panel, [part.at(now * 4) for part in parts])
+                with f.when(wanted), f.loop(begin_panel, end_panel) as panel:
+                    source, target = (
+                        here.at((panel - begin_panel) * (4 * PANEL)),
+                        y.at(now * self._y_stride + panel * (4 * PANEL)),
+                    )
+                    for offset in (0, LINE):
+                        target.at(offset).store(source.at(offset).load(F32S))
 
     # -- rows --------------------------------------------------------------------------------------
 
@@ -156,7 +190,7 @@ class MatMul:
             again.stop_if(left.is_("<=", 0))
             halves = left.is_(">", _TILE_ROWS).then((left + 1) >> 1, left)
             size = left.is_(">=", 2 * _TILE_ROWS).then(_TILE_ROWS, halves)
-            places = [x.at(row * self.row_stride), w, y.at(row * self._y_stride)]
+            places = [x.at(row * self.row_stride), w, y.at(row * self._tile_stride)]
             if residual is not None:
                 places.append(residual.at(row * self._y_stride))
             for rows in range(1, _TILE_ROWS + 1):
@@ -169,7 +203,7 @@ class MatMul:
         sums = self.sums(f, rows, x, w)
         for i in range(rows):
             low, high = sums[i]
-            at = y.at(i * self._y_stride)
+            at = y.at(i * self._tile_stride)
             if self.epilogue == "swiglu":
                 at.store(to_bf16(f, low * sigmoid(f, low) * high))
                 continue
@@ -195,7 +229,7 @@ class MatMul:
             for j in range(2):
                 row[j].set(dot(f, row[j].get(), values, columns[j]))
 
-    # -- before and beside --------------------------------------------------------------------------
+    # -- before -------------------------------------------------------------------------------------
 
     def make_rows(self, f: Function, x: Value, weight: Value | None, made: Value, num_rows: Value) -> None:
         """x: the rows given; made: where the dots will read them."""
@@ -219,9 +253,27 @@ class MatMul:
         mean = sum_lanes(total) * (1 / self.num_normed)
         return (f.constant(1.0, F32) / f.intrinsic("llvm.sqrt.f32", F32, mean + self.rms_eps)).splat(LANES)
 
+    # -- behind and beside --------------------------------------------------------------------------
+
+    def _score(self, f: Function, row: Value, begin_panel: Value, end_panel: Value, parts: list[Value]) -> None:
+        """row: an item's columns of one. parts: where what is found goes."""
+        if missing := self.num_panels * PANEL - self.num_columns:
+            with f.when(end_panel.is_("==", self.num_panels)):
+                last = row.at((end_panel - begin_panel) * (4 * PANEL))
+                for column in range(1, missing + 1):
+                    last.at(-4 * column).store(f.constant(-math.inf, F32))
+        num_vectors = (end_panel - begin_panel) * (PANEL // LANES)
+        for part, value in zip(parts, score_columns(f, row, num_vectors, begin_panel * PANEL), strict=True):
+            part.store(value)
+
+    def _clear_dead_parts(self, f: Function, live: Value, parts: list[Value]) -> None:
+        for begin, end in dead_runs(f, live, self.num_rows):
+            with f.loop(begin, end) as row:
+                for part, (_, type_, value) in zip(parts, PARTS, strict=True):
+                    part.at(row * 4).store(f.constant(value, type_))
+
     def _clear_dead(self, f: Function, live: Value, y: Value, begin_panel: Value, end_panel: Value) -> None:
-        edges = [_edge(live, i) for i in range(4)]
-        for begin, end in ((f.int64(0), edges[0]), (edges[1], edges[2]), (edges[3], f.int64(self.num_rows))):
+        for begin, end in dead_runs(f, live, self.num_rows):
             with f.loop(begin, end) as row, f.loop(begin_panel, end_panel) as panel:
                 at = y.at(row * self._y_stride + panel * self._y_panel_bytes)
                 for offset in range(0, self._y_panel_bytes, 2 * LANES):
@@ -257,6 +309,34 @@ def matmul(
     )
 
 
+def matmul_scores(
+    x: jax.Array,
+    panels: jax.Array,
+    live: jax.Array,
+    wanted: jax.Array,
+    *,
+    norm: tuple[jax.Array, float],
+    num_columns: int,
+) -> RowScores:
+    """x [M, K] float32, norm, panels and live: as in `matmul`. num_columns: of W, without what fills up the last panel.
+
+    wanted [1] int32: whether the values are, [M, N] float32, of which only the first num_columns mean anything; where
+    it is 0, none does, and their memory is not touched.
+    """
+    num_panels, num_pairs = panels.shape[:2]
+    return run_scores_kernel(
+        MatMul,
+        x,
+        panels,
+        live,
+        wanted,
+        num_in=2 * num_pairs,
+        norm=norm,
+        num_columns=num_columns,
+        panels_per_item=share_panels(num_panels, most=SCORED_PANELS),
+    )
+
+
 def run_kernel(
     kind: Callable[..., MatMul],
     x: jax.Array,
@@ -270,28 +350,58 @@ def run_kernel(
     **settings: int,
 ) -> jax.Array:
     """A kind of `MatMul`, with settings of its own, on arguments as `matmul` has them."""
-    num_rows, num_normed = x.shape
-    num_panels = len(panels)
-    args = [_wide(x, num_in), panels, live]
-    if norm is not None:
-        args.append(_wide(norm[0], num_in))
+    num_rows, num_panels = len(x), len(panels)
+    args = _arguments(x, panels, live, num_in, norm)
     epilogue: Epilogue = "swiglu" if swiglu else "none"
     aliases = None
     if residual is not None:
         epilogue, aliases = "add", {len(args): 0}
         args.append(_wide(residual, num_panels * PANEL))
-    kernel = kind(
-        num_rows=num_rows,
-        num_in=num_in,
-        num_panels=num_panels,
-        epilogue=epilogue,
-        rms_eps=None if norm is None else norm[1],
-        num_normed=num_normed,
-        **settings,
-    )
+    kernel = _kernel(kind, x, panels, num_in, norm, epilogue=epilogue, **settings)
     columns, dtype = (LANES, jnp.bfloat16) if swiglu else (PANEL, jnp.float32)
     (y,) = call_kernel(kernel, args, [jax.ShapeDtypeStruct((num_rows, num_panels * columns), dtype)], aliases=aliases)
     return y
+
+
+def run_scores_kernel(
+    kind: Callable[..., MatMul],
+    x: jax.Array,
+    panels: jax.Array,
+    live: jax.Array,
+    wanted: jax.Array,
+    *,
+    num_in: int,
+    norm: tuple[jax.Array, float],
+    **settings: int,
+) -> RowScores:
+    """A kind of `MatMul`, with settings of its own, on arguments as `matmul_scores` has them."""
+    num_rows, num_panels = len(x), len(panels)
+    kernel = _kernel(kind, x, panels, num_in, norm, epilogue="scores", **settings)
+    y = jax.ShapeDtypeStruct((num_rows, num_panels * PANEL), jnp.float32)
+    parts = [jax.ShapeDtypeStruct((kernel.num_groups, num_rows), dtype) for dtype, _, _ in PARTS]
+    return merge_scores(*call_kernel(kernel, [*_arguments(x, panels, live, num_in, norm), wanted], [y, *parts]))
+
+
+def _kernel(
+    kind: Callable[..., MatMul],
+    x: jax.Array,
+    panels: jax.Array,
+    num_in: int,
+    norm: tuple[jax.Array, float] | None,
+    **settings: Any,
+) -> MatMul:
+    num_rows, num_normed = x.shape
+    eps = None if norm is None else norm[1]
+    return kind(
+        num_rows=num_rows, num_in=num_in, num_panels=len(panels), rms_eps=eps, num_normed=num_normed, **settings
+    )
+
+
+def _arguments(
+    x: jax.Array, panels: jax.Array, live: jax.Array, num_in: int, norm: tuple[jax.Array, float] | None
+) -> list[jax.Array]:
+    args = [_wide(x, num_in), panels, live]
+    return args if norm is None else [*args, _wide(norm[0], num_in)]
 
 
 def pack_panels(columns: Array) -> Array:
@@ -331,30 +441,6 @@ def share_panels(num_panels: int, *, most: int, overhead: float = 0) -> int:
     fewest = max(2, -(-num_panels // (most * threads)))
     sizes = {rounds: -(-num_panels // (rounds * threads)) for rounds in range(fewest, fewest + 4)}
     return sizes[min(sizes, key=lambda rounds: (rounds * (sizes[rounds] + overhead), rounds))]
-
-
-def _edge(live: Value, index: Value | int) -> Value:
-    return live.at(index * 4).load(I32).convert("sext", I64)
-
-
-def _num_live(live: Value) -> Value:
-    edges = [_edge(live, i) for i in range(4)]
-    return edges[1] - edges[0] + edges[3] - edges[2]
-
-
-@contextmanager
-def _each_run(f: Function, live: Value, first: Value, last: Value) -> Iterator[tuple[Value, Value, Value]]:
-    """The live rows from the first-th to the last-th, run by run: (which of the live rows it begins and ends at, row of
-    the array it begins at)."""
-    before = f.variable(f.int64(0))
-    with f.loop(0, 2) as run:
-        edges = live.at(run * 8)
-        start, end = _edge(edges, 0), _edge(edges, 1)
-        offset = before.get()
-        before.set(offset + (end - start))
-        low, high = first.max(offset), last.min(offset + (end - start))
-        with f.when(low.is_("<", high)):
-            yield low, high, start + (low - offset)
 
 
 def _chains(num_in: int) -> int:

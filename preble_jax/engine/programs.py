@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from preble_jax.engine.arrays import StepInput
 from preble_jax.engine.packing import Packing
 from preble_jax.model.decoder import AttentionCall
-from preble_jax.model.sampling import SamplingArrays, sample
+from preble_jax.model.sampling import sample, wants_logits
 
 Pages = tuple[jax.Array, ...]
 
@@ -46,8 +46,8 @@ class StepProgram(NamedTuple):
         decoding = inputs.step.token_ids[:num_slots]
         decoding = jnp.where(decoding < 0, last[inputs.slots[:num_slots]], decoding)
         step = inputs.step._replace(token_ids=inputs.step.token_ids.at[:num_slots].set(decoding))
-        logits, pages = self._model(weights)(step, pages, self.call)
-        tokens, logprobs = self._sample(logits, inputs.sampling)
+        scores, pages = self._model(weights)(step, pages, self.call, wants_logits(inputs.sampling))
+        tokens, logprobs = sample(scores, inputs.sampling)
         made = jnp.stack([tokens, _bits(logprobs)])[:, None]
         return pages, self._replicated(last.at[inputs.slots].set(tokens, mode="drop")), self._replicated(made)
 
@@ -77,8 +77,8 @@ class StepProgram(NamedTuple):
                 slots=jnp.where(active, page * self.page_size + positions % self.page_size, self.no_kv_slot),
                 kv_lens=jnp.where(active, positions + 1, 0),
             )
-            logits, pages = model(now, pages, self.call)
-            sampled, logprobs = self._sample(logits, inputs.sampling._replace(num_made=inputs.sampling.num_made + i))
+            scores, pages = model(now, pages, self.call, wants_logits(inputs.sampling))
+            sampled, logprobs = sample(scores, inputs.sampling._replace(num_made=inputs.sampling.num_made + i))
             made = made.at[:, i].set(jnp.where(active, jnp.stack([sampled, _bits(logprobs)]), -1))
             tokens = jnp.where(active, sampled, tokens)
             active &= (i + 1 < inputs.steps_left) & ~_stopped(tokens, inputs)
@@ -91,9 +91,6 @@ class StepProgram(NamedTuple):
 
     def _model(self, weights: tuple[jax.Array, ...]) -> Any:
         return nnx.merge(self.graph, jax.tree.unflatten(self.treedef, weights))
-
-    def _sample(self, logits: jax.Array, settings: SamplingArrays) -> tuple[jax.Array, jax.Array]:
-        return sample(self._replicated(logits), settings)
 
     def _replicated(self, x: jax.Array) -> jax.Array:
         everywhere = NamedSharding(self.call.mesh, PartitionSpec())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernels_pallas import (
     Geometry,
@@ -24,12 +24,13 @@ from kernels_pallas import (
     paged_attention,
     write_kv,
 )
+from kernels_pallas.cpu.rotate import can_rotate, rotate_and_write
 from kernels_pallas.layout import page_dtype as stored_page_dtype
 from preble_jax.model.config import ModelConfig
 from preble_jax.model.params import spec_for
-from preble_jax.model.products import RMSNorm, embedding_rows, matmul_added, normed_matmul, swiglu
+from preble_jax.model.products import RMSNorm, embedding_rows, matmul_added, normed_matmul, normed_scores, swiglu
 from preble_jax.model.rope import rotate
-from preble_jax.model.sampling import HostOrDeviceArray
+from preble_jax.model.sampling import HostOrDeviceArray, Scores
 
 
 class StepArrays(NamedTuple):
@@ -117,11 +118,10 @@ class LayerInputs(NamedTuple):
 
 
 class Attention(nnx.Module):
-    def __init__(self, norm: RMSNorm, qkv: Any, out: Any, head_dim: int) -> None:
+    def __init__(self, norm: RMSNorm, qkv: Any, out: Any) -> None:
         self.norm = norm
         self.qkv = nnx.Param(qkv)  # [E, K, (G + 2) * D]: see `params`
         self.out = nnx.Param(out)  # [K, G, D, E]
-        self.head_dim = head_dim
 
     def __call__(
         self,
@@ -134,11 +134,7 @@ class Attention(nnx.Module):
         """x [T, E] float32, one layer's pages -> x (or `rows` of it) and what it attended to, added; the pages with the
         step's keys and values."""
         qkv = normed_matmul(x, self.norm, self.qkv.get_value(), inputs.live_tokens)  # [T, K, (G + 2) * D]
-        first, second, v = jnp.split(qkv, _qkv_columns(qkv.shape[2], self.head_dim), axis=2)
-        heads = (*qkv.shape[:2], -1, self.head_dim // 2)
-        q_and_k = rotate(first.reshape(heads), second.reshape(heads), inputs.cos_sin, call.dtype)
-        q, k = q_and_k[:, :, :-1], q_and_k[:, :, -1]
-        attended, kv_pages = _attend(q, k, v, kv_pages, inputs, call)
+        attended, kv_pages = _attend(qkv, kv_pages, inputs, call)
         if rows is None:
             return matmul_added(attended, self.out.get_value(), x, inputs.live_tokens), kv_pages
         return matmul_added(attended[rows], self.out.get_value(), x[rows], inputs.live_seqs), kv_pages
@@ -162,7 +158,7 @@ class Layer(nnx.Module):
         attention_norm, mlp_norm = (
             RMSNorm(weight(f"{part}_norm"), config.rms_norm_eps) for part in ("attention", "mlp")
         )
-        self.attention = Attention(attention_norm, weight("qkv"), weight("out"), config.head_dim)
+        self.attention = Attention(attention_norm, weight("qkv"), weight("out"))
         self.mlp = MLP(mlp_norm, weight("gate_up"), weight("down"))
 
     def __call__(
@@ -192,9 +188,14 @@ class Decoder(nnx.Module):
         self.lm_head = None if config.tie_embeddings else nnx.Param(params["lm_head"])  # [E, V]
 
     def __call__(
-        self, step: StepArrays, kv_pages: Sequence[jax.Array], call: AttentionCall
-    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Returns logits [S, V] float32 of each sequence's last token, and every layer's pages."""
+        self,
+        step: StepArrays,
+        kv_pages: Sequence[jax.Array],
+        call: AttentionCall,
+        logits_wanted: jax.Array,
+    ) -> tuple[Scores, tuple[jax.Array, ...]]:
+        """Returns what follows each sequence's last token (S rows), and every layer's pages. logits_wanted: bool []; if
+        not, the scores' logits may mean nothing."""
         x = embedding_rows(self.embedding.get_value(), step.token_ids)
         live_tokens, live_seqs = _live(step, call.num_decode_slots)
         inputs = LayerInputs(
@@ -212,11 +213,10 @@ class Decoder(nnx.Module):
                 graph, call, weights, x, pages, inputs, step.last_token if i == len(self.layers) else None
             )
             new_pages.append(pages)
-        if self.lm_head is None:
-            logits = normed_matmul(x, self.final_norm, self.embedding.get_value(), live_seqs, in_axis=1)
-        else:
-            logits = normed_matmul(x, self.final_norm, self.lm_head.get_value(), live_seqs)
-        return logits, tuple(new_pages)
+        lm_head, in_axis = (self.embedding, 1) if self.lm_head is None else (self.lm_head, 0)
+        everywhere = NamedSharding(call.mesh, PartitionSpec())
+        scores = normed_scores(x, self.final_norm, lm_head.get_value(), live_seqs, logits_wanted, everywhere, in_axis)
+        return scores, tuple(new_pages)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -256,17 +256,34 @@ def _layer_weight(params: Mapping[str, Any], layer: int, name: str) -> Any:
     return params[f"layers.{layer}.{name}"]
 
 
-def _attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, kv_pages: jax.Array, inputs: LayerInputs, call: AttentionCall
+def _rotate_and_write(
+    qkv: jax.Array, kv_pages: jax.Array, inputs: LayerInputs, call: AttentionCall
 ) -> tuple[jax.Array, jax.Array]:
-    """q [T, K, G, D], k, v [T, K, D] -> attended [T, K, G, D] and the pages; each device does its own key heads."""
-    heads = spec_for(("kv_heads",), k.shape[1:2], call.mesh.shape)[0]
+    """qkv [T, K, (G + 2) * D] float32 -> turned queries [T, K, G, D], and the pages with turned keys and values."""
+    head_dim, slots = inputs.cos_sin.shape[1], inputs.step.slots
+    if (
+        call.backend == "cpu"
+        and stored_page_dtype(kv_pages.dtype) == call.dtype == jnp.bfloat16
+        and can_rotate(head_dim)
+    ):
+        return rotate_and_write(qkv, inputs.cos_sin, kv_pages, slots, inputs.live_tokens)
+    first, second, v = jnp.split(qkv, _qkv_columns(qkv.shape[2], head_dim), axis=2)
+    heads = (*qkv.shape[:2], -1, head_dim // 2)
+    q_and_k = rotate(first.reshape(heads), second.reshape(heads), inputs.cos_sin, call.dtype)
+    q, k = q_and_k[:, :, :-1], q_and_k[:, :, -1]
+    return q, write_kv(kv_pages, k, v, slots, backend=call.backend)
 
-    def local(
-        q: jax.Array, k: jax.Array, v: jax.Array, kv_pages: jax.Array, inputs: LayerInputs
-    ) -> tuple[jax.Array, jax.Array]:
+
+def _attend(
+    qkv: jax.Array, kv_pages: jax.Array, inputs: LayerInputs, call: AttentionCall
+) -> tuple[jax.Array, jax.Array]:
+    """qkv [T, K, (G + 2) * D] -> attended [T, K, G, D], and the pages with the step's keys and values; each device does
+    its own key heads."""
+    heads = spec_for(("kv_heads",), qkv.shape[1:2], call.mesh.shape)[0]
+
+    def local(qkv: jax.Array, kv_pages: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, jax.Array]:
         step = inputs.step
-        kv_pages = write_kv(kv_pages, k, v, step.slots, backend=call.backend)
+        q, kv_pages = _rotate_and_write(qkv, kv_pages, inputs, call)
         out = paged_attention(
             q.reshape(q.shape[0], -1, q.shape[-1]),
             kv_pages,
@@ -285,9 +302,9 @@ def _attend(
     each_device = jax.shard_map(
         local,
         mesh=call.mesh,
-        in_specs=(by_head, by_head, by_head, by_head, PartitionSpec()),
+        in_specs=(by_head, by_head, PartitionSpec()),
         out_specs=(by_head, by_head),
         check_vma=False,  # the loops' carried zeros have no varying axes
     )
-    attended, kv_pages = each_device(q, k, v, kv_pages, inputs)
+    attended, kv_pages = each_device(qkv, kv_pages, inputs)
     return attended, kv_pages

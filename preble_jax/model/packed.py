@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from kernels_pallas.cpu.matmul import matmul, pack_panels
+from kernels_pallas.cpu.embedding import embedding_rows
+from kernels_pallas.cpu.matmul import matmul, matmul_scores, pack_panels
+from kernels_pallas.cpu.scores import RowScores
 from kernels_pallas.cpu.usable import has_byte_dots, has_wide_registers, usable
 
 Array = np.ndarray[Any, Any]
@@ -51,11 +53,14 @@ class PackedMatrix:
         """silu(gate) * up of the normed x [T, in] float32 -> [T, F] bfloat16."""
         return self._product(x, live, norm=norm, swiglu=True)[:, : self.out_shape[1]]
 
+    def scores(self, x: jax.Array, live: jax.Array, norm: tuple[jax.Array, float], wanted: jax.Array) -> RowScores:
+        """Of the normed x [T, in] float32 @ itself, which has one output axis. wanted []: whether the values are; else
+        they mean nothing."""
+        return self._scores(x, live, norm, wanted.astype(jnp.int32).reshape(1))
+
     def rows(self, indices: jax.Array) -> jax.Array:
         """Rows of an embedding: indices [T] into its one output axis -> [T, in] float32."""
-        width = self.panels.shape[2]
-        rows = self.panels[indices // width, :, indices % width]
-        return rows.reshape(len(indices), -1)[:, : self.num_in].astype(jnp.float32)
+        return embedding_rows(self.panels, indices)[:, : self.num_in]
 
     def _flat(self, x: jax.Array) -> jax.Array:
         return x.reshape(len(x), self.num_in).astype(self._dtype)
@@ -76,6 +81,9 @@ class PackedMatrix:
         swiglu: bool = False,
     ) -> jax.Array:
         return matmul(x, self.panels, live, norm=norm, residual=residual, swiglu=swiglu)
+
+    def _scores(self, x: jax.Array, live: jax.Array, norm: tuple[jax.Array, float], wanted: jax.Array) -> RowScores:
+        return matmul_scores(x, self.panels, live, wanted, norm=norm, num_columns=self.out_shape[0])
 
 
 def can_pack(dtype: Any, mesh: Mesh, weight_format: str = "native") -> bool:

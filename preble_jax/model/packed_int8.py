@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas.cpu.int8_matmul import HEADER_LINES, int8_matmul, pack_int8_panels
+from kernels_pallas.cpu.int8_matmul import HEADER_LINES, int8_matmul, int8_matmul_scores, pack_int8_panels
+from kernels_pallas.cpu.scores import RowScores
 from preble_jax.model.hadamard import block_size, rotated
 from preble_jax.model.packed import PackedMatrix
 from preble_jax.model.quantize import QuantizedMatrix
@@ -52,6 +53,11 @@ class PackedInt8Matrix(PackedMatrix):
         swiglu: bool = False,
     ) -> jax.Array:
         return int8_matmul(x, self.panels, live, hadamard=self.hadamard, norm=norm, residual=residual, swiglu=swiglu)
+
+    def _scores(self, x: jax.Array, live: jax.Array, norm: tuple[jax.Array, float], wanted: jax.Array) -> RowScores:
+        return int8_matmul_scores(
+            x, self.panels, live, wanted, hadamard=self.hadamard, norm=norm, num_columns=self.out_shape[0]
+        )
 
 
 def pack_int8_matrix(matrix: QuantizedMatrix, *, interleaved: bool) -> PackedInt8Matrix:

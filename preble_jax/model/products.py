@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from preble_jax.model.packed import PackedMatrix
 from preble_jax.model.quantize import QuantizedMatrix, Weight
+from preble_jax.model.sampling import Scores
 
 
 class RMSNorm(nnx.Module):
@@ -31,6 +33,24 @@ def normed_matmul(x: jax.Array, norm: RMSNorm, w: Weight, live: jax.Array, in_ax
     if isinstance(w, PackedMatrix):
         return w.matmul(x, live, (norm.weight[...], norm.eps))
     return _matmul(norm(x), w, (in_axis,))
+
+
+def normed_scores(
+    x: jax.Array,
+    norm: RMSNorm,
+    w: Weight,
+    live: jax.Array,
+    wanted: jax.Array,
+    everywhere: NamedSharding,
+    in_axis: int = 0,
+) -> Scores:
+    """x [T, E] float32, w [E, V] (or [V, E]) -> of T rows. wanted []: whether the logits are. everywhere: on all
+    devices of the mesh."""
+    if isinstance(w, PackedMatrix):
+        found = w.scores(x, live, (norm.weight[...], norm.eps), wanted)
+        return Scores(lambda: found.values[:, : w.out_shape[0]], found.best, found.greatest, found.log_sum)
+    logits = normed_matmul(x, norm, w, live, in_axis)
+    return Scores.of(jax.lax.with_sharding_constraint(logits, everywhere))
 
 
 def matmul_added(x: jax.Array, w: Weight, residual: jax.Array, live: jax.Array) -> jax.Array:

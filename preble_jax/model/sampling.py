@@ -9,6 +9,7 @@ sort is needed, and k has no limit. Tokens that tie with the last one kept are k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -48,14 +49,43 @@ class SamplingArrays(NamedTuple):
         )
 
 
-def sample(logits: jax.Array, settings: SamplingArrays) -> tuple[jax.Array, jax.Array]:
-    """logits [R, V] float32 -> token ids [R] int32 and their log-probabilities [R] (natural, before temperature)."""
-    greedy = _argmax(logits)
-    tokens: jax.Array = jax.lax.cond(
-        jnp.any(settings.temperature > 0.0), lambda: _sample_random(logits, settings, greedy), lambda: greedy
-    )
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+class Scores(NamedTuple):
+    """What the next tokens of R rows are chosen by.
+
+    logits: gives them, [R, V] float32; they mean nothing where `wants_logits` is false. best [R] int32: the first of
+    the greatest. greatest, log_sum [R] float32: of the logits, and of e to their power.
+    """
+
+    logits: Callable[[], jax.Array]
+    best: jax.Array
+    greatest: jax.Array
+    log_sum: jax.Array
+
+    @classmethod
+    def of(cls, logits: jax.Array) -> Scores:
+        best = _argmax(logits)
+        return cls(lambda: logits, best, _chosen(logits, best), jax.nn.logsumexp(logits, axis=-1))
+
+
+def wants_logits(settings: SamplingArrays) -> jax.Array:
+    """Whether any row draws its token: bool []."""
+    return jnp.any(settings.temperature > 0.0)
+
+
+def sample(scores: Scores, settings: SamplingArrays) -> tuple[jax.Array, jax.Array]:
+    """Token ids [R] int32 and their log-probabilities [R] (natural, before temperature)."""
+
+    def draw() -> tuple[jax.Array, jax.Array]:
+        logits = scores.logits()
+        tokens = _sample_random(logits, settings, scores.best)
+        return tokens, _chosen(logits, tokens)
+
+    tokens, chosen = jax.lax.cond(wants_logits(settings), draw, lambda: (scores.best, scores.greatest))
+    return tokens, chosen - scores.log_sum
+
+
+def _chosen(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
 
 
 def _argmax(x: jax.Array) -> jax.Array:

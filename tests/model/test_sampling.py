@@ -9,10 +9,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from preble_jax.model.sampling import SamplingArrays, _keep_likely, sample
+from preble_jax.model.sampling import SamplingArrays, Scores, _keep_likely, sample
 
 VOCAB = 50
-run = jax.jit(sample)
+
+
+@jax.jit
+def run(logits, settings):
+    return sample(Scores.of(logits), settings)
+
+
 keep_likely = jax.jit(_keep_likely)
 
 
@@ -88,7 +94,7 @@ def test_greedy_takes_the_first_of_equal_logits(vocab):
     logits = np.random.default_rng(vocab).integers(0, 3, (40, vocab)).astype(np.float32)
     logits[0] = 0.0
     logits[1, -1] = 9.0
-    tokens, _ = sample(jnp.asarray(logits), SamplingArrays.greedy(40))
+    tokens, _ = run(logits, SamplingArrays.greedy(40))
     np.testing.assert_array_equal(tokens, logits.argmax(axis=1))
 
 

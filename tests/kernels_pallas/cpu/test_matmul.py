@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas.cpu import call
+from kernels_pallas.cpu.embedding import embedding_rows
 from kernels_pallas.cpu.matmul import matmul, pack_panels
 
 EPS = 1e-5
@@ -53,6 +54,14 @@ def test_every_number_of_rows() -> None:
         for live in ([0, count, count, count], [count // 2, count, 37, 37], [0, count // 3, count // 2, count]):
             got = product(with_dead(x, live), jnp.asarray(pack_panels(w)), jnp.asarray(live, jnp.int32))
             close(got, want, live, EXACT)
+
+
+def test_rows_of_an_embedding() -> None:
+    """In panels like an output matrix. What is asked for beside it is taken from its edge."""
+    w, indices = random(1, 96, 50), np.random.default_rng(0).integers(0, 96, 37).astype(np.int32)
+    indices[:2] = -1, 96
+    got = np.asarray(jax.jit(embedding_rows)(pack_panels(w), indices))
+    np.testing.assert_array_equal(got[:, :50], w[0, indices.clip(0, 95)].astype(np.float32))
 
 
 def test_rows_of_several_blocks_with_a_norm() -> None:
