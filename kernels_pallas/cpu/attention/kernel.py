@@ -6,16 +6,16 @@ them; then each few rows get their scores, weights and weighted values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from kernels_pallas.cpu.attention.ahead import Ahead
 from kernels_pallas.cpu.attention.keys import CHUNK_KEYS, GROUP_KEYS, Block, Pages, copy, fill, load_block
 from kernels_pallas.cpu.attention.softmax import NO_SCORE, everywhere, exp2_of_negative, larger, store_bfloat16
 from kernels_pallas.cpu.attention.tile import REGISTER_BYTES, TILE_VECTORS, multiply
 from kernels_pallas.cpu.bf16 import F32S, LANES, zeros
-from kernels_pallas.cpu.ir import F32, I32, I64, Function, Value
+from kernels_pallas.cpu.ir import F32, I32, I64, Function, Value, Variable
 from kernels_pallas.cpu.vmath import LOG2_E, exp2
 
 DECODE_BLOCK_KEYS, BLOCK_KEYS = 64, 256  # for a tile of one token, of more
@@ -103,18 +103,12 @@ class _Item:
             num_keys = (self.end - key).min(self.block_keys)
             load_block(f, self.pages, self.block, key, num_keys)
             self._look_ahead(key)
-            masked = self._masked(key, num_keys)
             with f.loop(0, self.padded_rows, self.tile_rows) as row:
-                self._score(row, num_keys)
-                if kernel.soft_cap is not None:
-                    self._cap(num_keys)
-                    self._find_peaks(num_keys)
-                with f.when(masked):
-                    self._mask(row, key, num_keys)
-                    self._find_peaks(num_keys)
+                seen = (self._keys_end(row + (self.tile_rows - 1)) - key).min(num_keys).max(0)
+                self._score(row, key, seen)
                 self._follow_maxima(row)
-                self._weigh(row, num_keys)
-                self._sum_values(row, num_keys)
+                self._weigh(row, seen)
+                self._sum_values(row, seen)
         self._finish()
 
     def _next_item(self, page_table: Value, tiles: Value, sizes: Value, item: Value) -> tuple[Pages, Value, Value]:
@@ -146,19 +140,19 @@ class _Item:
         with f.loop(0, self.padded_rows) as row:
             self.maxima.at(row * 4).store(f.constant(NO_SCORE, F32))
 
-    def _masked(self, key: Value, num_keys: Value) -> Value:
-        """Whether some row does not see some key of whole chunks of the block."""
-        masked = (num_keys % CHUNK_KEYS).is_("!=", 0)
-        if self.kernel.causal:
-            masked = masked | (key + num_keys - 1).is_(">", self.position)
-        if self.kernel.sliding_window is not None:
-            last = self.position + self.num_tokens - 1
-            masked = masked | key.is_("<=", last - self.kernel.sliding_window)
-        return masked
+    def _keys_end(self, row: Value) -> Value:
+        """The key after the last one that a row sees."""
+        position = self.position + row // self.kernel.group
+        return self.end.min(position + 1) if self.kernel.causal else self.end
 
-    def _score(self, row: Value, num_keys: Value) -> None:
-        """Products of the rows and the block's keys, to whole chunks, and their peaks."""
-        f, dim = self.f, self.kernel.head_dim
+    def _keys_begin(self, row: Value) -> Value:
+        """With a window: the first key that a row sees; not above 0 where that is all."""
+        assert self.kernel.sliding_window is not None
+        return self.position + row // self.kernel.group - (self.kernel.sliding_window - 1)
+
+    def _score(self, row: Value, key: Value, num_keys: Value) -> None:
+        """Products of the rows and the block's first keys, to whole chunks, capped and masked, and their peaks."""
+        f, kernel, dim = self.f, self.kernel, self.kernel.head_dim
         self._forget_peaks()
         start = [[zeros(f)] * TILE_VECTORS for _ in range(self.tile_rows)]
         with f.loop(0, num_keys, CHUNK_KEYS) as first:
@@ -176,58 +170,46 @@ class _Item:
                 dim // 2,
                 partial(self.ahead.ask_for_keys, first) if self.single else None,
             )
-            scores = self.scores.at(first * 4)
-            for i, registers in enumerate(products):
+            scores = [[f.variable(register) for register in registers] for registers in products]
+            if kernel.soft_cap is not None:
+                self._cap(scores, kernel.soft_cap)
+            self._mask(scores, row, key + first)
+            target = self.scores.at(first * 4)
+            for i, variables in enumerate(scores):
+                a, b, c, d = registers = [variable.get() for variable in variables]
                 for j, register in enumerate(registers):
-                    scores.at(i * self.block_keys * 4 + j * REGISTER_BYTES).store(register, REGISTER_BYTES)
-                a, b, c, d = registers
-                self._raise_peak(f.int64(i), larger(larger(a, b), larger(c, d)))
+                    target.at(i * self.block_keys * 4 + j * REGISTER_BYTES).store(register, REGISTER_BYTES)
+                peak = self.peaks.at(i * REGISTER_BYTES)
+                highest = larger(larger(larger(a, b), larger(c, d)), peak.load(F32S, REGISTER_BYTES))
+                peak.store(highest, REGISTER_BYTES)
+
+    def _cap(self, scores: list[list[Variable]], cap: float) -> None:
+        """Scores become cap * tanh(scaled / cap), with 1 - 2 / (e**(2 x) + 1) for tanh."""
+        one = self.f.constant(1.0, F32S)
+        for score in chain.from_iterable(scores):
+            power = exp2(self.f, score.get() * (2 * LOG2_E * self.kernel.sm_scale / cap))
+            score.set((one - (one + one) / (power + one)) * cap)
+
+    def _mask(self, scores: list[list[Variable]], row: Value, key: Value) -> None:
+        """Scores of a chunk's keys that a row does not see become minus infinity."""
+        f, window = self.f, self.kernel.sliding_window
+        masked = self._keys_end(row).is_("<", key + CHUNK_KEYS)
+        if window is not None:
+            masked = masked | self._keys_begin(row + (self.tile_rows - 1)).is_(">", key)
+        with f.when(masked):
+            for i, variables in enumerate(scores):
+                end = (self._keys_end(row + i) - key).convert("trunc", I32).splat(LANES)
+                begin = (self._keys_begin(row + i) - key).convert("trunc", I32).splat(LANES) if window else None
+                for j, score in enumerate(variables):
+                    here = f.constants(range(j * LANES, (j + 1) * LANES), I32)
+                    seen = here.is_("<", end)
+                    if begin is not None:
+                        seen = seen & here.is_(">=", begin)
+                    score.set(seen.then(score.get(), f.constant(float("-inf"), F32S)))
 
     def _forget_peaks(self) -> None:
         for i in range(self.tile_rows):
             self.peaks.at(i * REGISTER_BYTES).store(self.f.constant(NO_SCORE, F32S), REGISTER_BYTES)
-
-    def _raise_peak(self, i: Value, scores: Value) -> None:
-        peak = self.peaks.at(i * REGISTER_BYTES)
-        peak.store(larger(scores, peak.load(F32S, REGISTER_BYTES)), REGISTER_BYTES)
-
-    def _find_peaks(self, num_keys: Value) -> None:
-        """Anew, of scores that have changed."""
-        self._forget_peaks()
-        for i, _, pointer in self._each_register(num_keys):
-            self._raise_peak(i, pointer.load(F32S, REGISTER_BYTES))
-
-    def _each_register(self, num_keys: Value) -> Iterator[tuple[Value, Value, Value]]:
-        """Loops over the tile's scores: row of the tile, key of the block, pointer."""
-        f = self.f
-        whole = (num_keys + (CHUNK_KEYS - 1)) // CHUNK_KEYS * CHUNK_KEYS
-        with f.loop(0, self.tile_rows) as i, f.loop(0, whole, LANES) as first:
-            yield i, first, self.scores.at((i * self.block_keys + first) * 4)
-
-    def _cap(self, num_keys: Value) -> None:
-        """Scores become soft_cap * tanh(scaled / soft_cap), with 1 - 2 / (e**(2 x) + 1) for tanh."""
-        f, cap = self.f, self.kernel.soft_cap
-        assert cap is not None
-        for _, _, pointer in self._each_register(num_keys):
-            power = exp2(f, pointer.load(F32S, REGISTER_BYTES) * (2 * LOG2_E * self.kernel.sm_scale / cap))
-            one = f.constant(1.0, F32S)
-            pointer.store((one - (one + one) / (power + one)) * cap, REGISTER_BYTES)
-
-    def _mask(self, row: Value, key: Value, num_keys: Value) -> None:
-        f, kernel = self.f, self.kernel
-        lanes = f.constants(range(LANES), I32)
-        for i, first, pointer in self._each_register(num_keys):
-            position = self.position + (row + i) // kernel.group
-            end = self.end
-            if kernel.causal:
-                end = end.min(position + 1)
-            here = (key + first).convert("trunc", I32).splat(LANES) + lanes
-            seen = here.is_("<", end.convert("trunc", I32).splat(LANES))
-            if kernel.sliding_window is not None:
-                lowest = position - (kernel.sliding_window - 1)
-                seen = seen & here.is_(">=", lowest.convert("trunc", I32).splat(LANES))
-            score = pointer.load(F32S, REGISTER_BYTES)
-            pointer.store(seen.then(score, f.constant(float("-inf"), F32S)), REGISTER_BYTES)
 
     def _follow_maxima(self, row: Value) -> None:
         """The rows' maxima rise to their peaks; what is left of their sums, and the weights' offset, follow."""
