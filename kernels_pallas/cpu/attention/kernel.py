@@ -113,7 +113,7 @@ class _Item:
             num_keys = (self.end - key).min(self.block_keys)
             load_block(f, self.pages, self.block, key, num_keys)
             self._look_ahead(key)
-            self._attend_block(key, num_keys)
+            (self._attend_one if self.single else self._attend_many)(key, num_keys)
         self._finish()
 
     def _next_item(self, page_table: Value, tiles: Value, sizes: Value, item: Value) -> tuple[Pages, Value, Value]:
@@ -145,9 +145,17 @@ class _Item:
         with f.loop(0, self.padded_rows) as row:
             self.maxima.at(row * 4).store(f.constant(NO_SCORE, F32))
 
-    def _attend_block(self, key: Value, num_keys: Value) -> None:
-        """Tile of registers by tile of registers: one's weights are made while the next one is scored, because what is
-        no product costs least beside products."""
+    def _attend_one(self, key: Value, num_keys: Value) -> None:
+        """A block, for one token."""
+        with self.f.loop(0, self.padded_rows, self.tile_rows) as row:
+            self._score(row, key, num_keys)
+            self._follow_maxima(row)
+            self._weigh(row, num_keys)
+            self._sum_values(row, num_keys)
+
+    def _attend_many(self, key: Value, num_keys: Value) -> None:
+        """A block, for more. One tile's weights are made while the next one is scored, because what is no product
+        costs least beside products."""
         f = self.f
         scored = f.variable(f.int64(0))  # keys of the tile before
         with f.loop(0, self.padded_rows + self.tile_rows, self.tile_rows) as row:
@@ -156,7 +164,7 @@ class _Item:
             seen = (self._keys_end(row + (self.tile_rows - 1)) - key).min(num_keys).max(0)
             with f.when(more):
                 self._score(row, key, seen, num_scored)
-            with f.when(num_scored.is_(">", 0) if self.single else more.is_("==", 0)):
+            with f.when(more.is_("==", 0)):
                 self._weigh(before, num_scored)
             with f.when(num_scored.is_(">", 0)):
                 self._sum_values(before, num_scored)
@@ -174,7 +182,7 @@ class _Item:
         assert self.kernel.sliding_window is not None
         return self.position + row // self.kernel.group - (self.kernel.sliding_window - 1)
 
-    def _score(self, row: Value, key: Value, num_keys: Value, num_weighed: Value) -> None:
+    def _score(self, row: Value, key: Value, num_keys: Value, num_weighed: Value | None = None) -> None:
         """Products of the rows and the block's first keys, to whole chunks, capped and masked, and their peaks. Beside
         them the tile before gets its weights of its first `num_weighed` keys, which are no more."""
         f, kernel, dim = self.f, self.kernel, self.kernel.head_dim
@@ -185,7 +193,7 @@ class _Item:
             product = partial(
                 multiply, f, scores, self.rows.at(row * (2 * dim)), 2 * dim, keys, 4 * CHUNK_KEYS, dim // 2
             )
-            if self.single:
+            if num_weighed is None:
                 product(partial(self.ahead.ask_for_keys, first))
             else:
                 asked = (row // self.tile_rows * self.block_keys + first) // CHUNK_KEYS
@@ -262,8 +270,9 @@ class _Item:
         """A tile's scores to weights."""
         f = self.f
         numbers = [f.constant(number, F32S) for number in (*EXP2, self._log2_scale)]
-        with f.loop(0, num_keys, CHUNK_KEYS) as first, f.loop(0, self.tile_rows * TILE_VECTORS) as register:
-            self._weigh_register(row, first, register, numbers)
+        with f.loop(0, num_keys, CHUNK_KEYS) as first:
+            for register in range(self.tile_rows * TILE_VECTORS):
+                self._weigh_register(row, first, f.int64(register), numbers)
 
     def _weigh_beside(self, row: Value, first: Value, k: Value) -> None:
         """What of weighing a chunk goes with a step of scoring one."""
