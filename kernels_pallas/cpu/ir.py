@@ -307,6 +307,14 @@ class Function:
         """What was there before."""
         return self.emit(f"atomicrmw add ptr {pointer.text}, i64 {value} seq_cst", I64)
 
+    def keep_order(self) -> None:
+        """LLVM moves no access to memory past this; the processor does as it likes."""
+        self.line('fence syncscope("singlethread") seq_cst')
+
+    def hidden(self, pointer: Value) -> Value:
+        """The same pointer, of whose target LLVM assumes nothing."""
+        return self.emit(f'call ptr asm sideeffect "", "=r,0,~{{memory}}"(ptr {pointer.text})', PTR)
+
     def pause(self) -> None:
         """Tells the processor that this loop waits."""
         if "sse2" in self.module.features:

@@ -6,16 +6,25 @@ them; then each few rows get their scores, weights and weighted values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from kernels_pallas.cpu.attention.ahead import Ahead
 from kernels_pallas.cpu.attention.keys import CHUNK_KEYS, GROUP_KEYS, Block, Pages, copy, fill, load_block
-from kernels_pallas.cpu.attention.softmax import NO_SCORE, everywhere, exp2_of_negative, larger, store_bfloat16
+from kernels_pallas.cpu.attention.softmax import (
+    EXP2,
+    EXP2_SHIFT,
+    NO_SCORE,
+    InMemory,
+    everywhere,
+    exp2_of_negative,
+    exp2_shifted,
+    larger,
+)
 from kernels_pallas.cpu.attention.tile import REGISTER_BYTES, TILE_VECTORS, multiply
-from kernels_pallas.cpu.bf16 import F32S, LANES, zeros
-from kernels_pallas.cpu.ir import F32, I32, I64, Function, Value
+from kernels_pallas.cpu.bf16 import F32S, LANES, to_bf16, zeros
+from kernels_pallas.cpu.ir import F32, I32, I64, Function, Value, Variable
 from kernels_pallas.cpu.vmath import LOG2_E, exp2
 
 DECODE_BLOCK_KEYS, BLOCK_KEYS = 64, 256  # for a tile of one token, of more
@@ -86,7 +95,7 @@ class _Item:
         self.sums = f.stack(f"[{padded * dim} x float]", 64)  # weighted values
         self.totals = f.stack(f"[{padded * LANES} x float]", 64)  # weights, lane by lane
         self.maxima = f.stack(f"[{padded} x float]", 64)
-        self.scores = f.stack(f"[{self.tile_rows * self.block_keys} x float]", 64)
+        self.scores = f.stack(f"[{2 * self.tile_rows * self.block_keys} x float]", 64)  # of two tiles by turns
         self.weights = f.stack(f"[{self.tile_rows * self.block_keys} x i16]", 64)
         self.peaks = f.stack(f"[{self.tile_rows * LANES} x float]", 64)  # greatest scores, lane by lane
         self.offsets = f.stack(f"[{self.tile_rows} x float]", 64)
@@ -94,6 +103,7 @@ class _Item:
 
     def write(self) -> None:
         f, kernel = self.f, self.kernel
+        self.numbers = InMemory(f, (*EXP2, self._log2_scale))
         first = self.begin
         if kernel.sliding_window is not None:
             seen = (self.position - (kernel.sliding_window - 1)).max(0) // kernel.page_size * kernel.page_size
@@ -103,18 +113,7 @@ class _Item:
             num_keys = (self.end - key).min(self.block_keys)
             load_block(f, self.pages, self.block, key, num_keys)
             self._look_ahead(key)
-            masked = self._masked(key, num_keys)
-            with f.loop(0, self.padded_rows, self.tile_rows) as row:
-                self._score(row, num_keys)
-                if kernel.soft_cap is not None:
-                    self._cap(num_keys)
-                    self._find_peaks(num_keys)
-                with f.when(masked):
-                    self._mask(row, key, num_keys)
-                    self._find_peaks(num_keys)
-                self._follow_maxima(row)
-                self._weigh(row, num_keys)
-                self._sum_values(row, num_keys)
+            (self._attend_one if self.single else self._attend_many)(key, num_keys)
         self._finish()
 
     def _next_item(self, page_table: Value, tiles: Value, sizes: Value, item: Value) -> tuple[Pages, Value, Value]:
@@ -146,125 +145,154 @@ class _Item:
         with f.loop(0, self.padded_rows) as row:
             self.maxima.at(row * 4).store(f.constant(NO_SCORE, F32))
 
-    def _masked(self, key: Value, num_keys: Value) -> Value:
-        """Whether some row does not see some key of whole chunks of the block."""
-        masked = (num_keys % CHUNK_KEYS).is_("!=", 0)
-        if self.kernel.causal:
-            masked = masked | (key + num_keys - 1).is_(">", self.position)
-        if self.kernel.sliding_window is not None:
-            last = self.position + self.num_tokens - 1
-            masked = masked | key.is_("<=", last - self.kernel.sliding_window)
-        return masked
+    def _attend_one(self, key: Value, num_keys: Value) -> None:
+        """A block, for one token."""
+        with self.f.loop(0, self.padded_rows, self.tile_rows) as row:
+            self._score(row, key, num_keys)
+            self._follow_maxima(row)
+            self._weigh(row, num_keys)
+            self._sum_values(row, num_keys)
 
-    def _score(self, row: Value, num_keys: Value) -> None:
-        """Products of the rows and the block's keys, to whole chunks, and their peaks."""
-        f, dim = self.f, self.kernel.head_dim
+    def _attend_many(self, key: Value, num_keys: Value) -> None:
+        """A block, for more. One tile's weights are made while the next one is scored, because what is no product
+        costs least beside products."""
+        f = self.f
+        scored = f.variable(f.int64(0))  # keys of the tile before
+        with f.loop(0, self.padded_rows + self.tile_rows, self.tile_rows) as row:
+            before, num_scored = row - self.tile_rows, scored.get()
+            more = row.is_("<", self.padded_rows)
+            seen = (self._keys_end(row + (self.tile_rows - 1)) - key).min(num_keys).max(0)
+            with f.when(more):
+                self._score(row, key, seen, num_scored)
+            with f.when(more.is_("==", 0)):
+                self._weigh(before, num_scored)
+            with f.when(num_scored.is_(">", 0)):
+                self._sum_values(before, num_scored)
+            with f.when(more):
+                self._follow_maxima(row)
+            scored.set(seen)
+
+    def _keys_end(self, row: Value) -> Value:
+        """The key after the last one that a row sees."""
+        position = self.position + row // self.kernel.group
+        return self.end.min(position + 1) if self.kernel.causal else self.end
+
+    def _keys_begin(self, row: Value) -> Value:
+        """With a window: the first key that a row sees; not above 0 where that is all."""
+        assert self.kernel.sliding_window is not None
+        return self.position + row // self.kernel.group - (self.kernel.sliding_window - 1)
+
+    def _score(self, row: Value, key: Value, num_keys: Value, num_weighed: Value | None = None) -> None:
+        """Products of the rows and the block's first keys, to whole chunks, capped and masked, and their peaks. Beside
+        them the tile before gets its weights of its first `num_weighed` keys, which are no more."""
+        f, kernel, dim = self.f, self.kernel, self.kernel.head_dim
         self._forget_peaks()
-        start = [[zeros(f)] * TILE_VECTORS for _ in range(self.tile_rows)]
         with f.loop(0, num_keys, CHUNK_KEYS) as first:
-            if not self.single:
-                chunks = self.block_keys // CHUNK_KEYS
-                asked = row // self.tile_rows * chunks + first // CHUNK_KEYS
-                self.ahead.ask_for_group(asked, self.block_keys // GROUP_KEYS)
-            products = multiply(
-                f,
-                start,
-                self.rows.at(row * (2 * dim)),
-                2 * dim,
-                self.block.keys.at(first * (2 * dim)),
-                4 * CHUNK_KEYS,
-                dim // 2,
-                partial(self.ahead.ask_for_keys, first) if self.single else None,
+            scores = [[f.variable(zeros(f)) for _ in range(TILE_VECTORS)] for _ in range(self.tile_rows)]
+            keys = self.block.keys.at(first * (2 * dim))
+            product = partial(
+                multiply, f, scores, self.rows.at(row * (2 * dim)), 2 * dim, keys, 4 * CHUNK_KEYS, dim // 2
             )
-            scores = self.scores.at(first * 4)
-            for i, registers in enumerate(products):
+            if num_weighed is None:
+                product(partial(self.ahead.ask_for_keys, first))
+            else:
+                asked = (row // self.tile_rows * self.block_keys + first) // CHUNK_KEYS
+                self.ahead.ask_for_group(asked, self.block_keys // GROUP_KEYS)
+                both = first.is_("<", num_weighed)
+                with f.when(both):
+                    product(partial(self._weigh_beside, row - self.tile_rows, first))
+                with f.when(both.is_("==", 0)):
+                    product()
+            if kernel.soft_cap is not None:
+                self._cap(scores, kernel.soft_cap)
+            self._mask(scores, row, key + first)
+            target = self._scores(row, first)
+            for i, variables in enumerate(scores):
+                a, b, c, d = registers = [variable.get() for variable in variables]
                 for j, register in enumerate(registers):
-                    scores.at(i * self.block_keys * 4 + j * REGISTER_BYTES).store(register, REGISTER_BYTES)
-                a, b, c, d = registers
-                self._raise_peak(f.int64(i), larger(larger(a, b), larger(c, d)))
+                    target.at((i * TILE_VECTORS + j) * REGISTER_BYTES).store(register, REGISTER_BYTES)
+                peak = self.peaks.at(i * REGISTER_BYTES)
+                highest = larger(larger(larger(a, b), larger(c, d)), peak.load(F32S, REGISTER_BYTES))
+                peak.store(highest, REGISTER_BYTES)
+
+    def _cap(self, scores: list[list[Variable]], cap: float) -> None:
+        """Scores become cap * tanh(scaled / cap), with 1 - 2 / (e**(2 x) + 1) for tanh."""
+        one = self.f.constant(1.0, F32S)
+        for score in chain.from_iterable(scores):
+            power = exp2(self.f, score.get() * (2 * LOG2_E * self.kernel.sm_scale / cap))
+            score.set((one - (one + one) / (power + one)) * cap)
+
+    def _mask(self, scores: list[list[Variable]], row: Value, key: Value) -> None:
+        """Scores of a chunk's keys that a row does not see become minus infinity."""
+        f, window = self.f, self.kernel.sliding_window
+        masked = self._keys_end(row).is_("<", key + CHUNK_KEYS)
+        if window is not None:
+            masked = masked | self._keys_begin(row + (self.tile_rows - 1)).is_(">", key)
+        with f.when(masked):
+            for i, variables in enumerate(scores):
+                end = (self._keys_end(row + i) - key).convert("trunc", I32).splat(LANES)
+                begin = (self._keys_begin(row + i) - key).convert("trunc", I32).splat(LANES) if window else None
+                for j, score in enumerate(variables):
+                    here = f.constants(range(j * LANES, (j + 1) * LANES), I32)
+                    seen = here.is_("<", end)
+                    if begin is not None:
+                        seen = seen & here.is_(">=", begin)
+                    score.set(seen.then(score.get(), f.constant(float("-inf"), F32S)))
 
     def _forget_peaks(self) -> None:
         for i in range(self.tile_rows):
             self.peaks.at(i * REGISTER_BYTES).store(self.f.constant(NO_SCORE, F32S), REGISTER_BYTES)
 
-    def _raise_peak(self, i: Value, scores: Value) -> None:
-        peak = self.peaks.at(i * REGISTER_BYTES)
-        peak.store(larger(scores, peak.load(F32S, REGISTER_BYTES)), REGISTER_BYTES)
-
-    def _find_peaks(self, num_keys: Value) -> None:
-        """Anew, of scores that have changed."""
-        self._forget_peaks()
-        for i, _, pointer in self._each_register(num_keys):
-            self._raise_peak(i, pointer.load(F32S, REGISTER_BYTES))
-
-    def _each_register(self, num_keys: Value) -> Iterator[tuple[Value, Value, Value]]:
-        """Loops over the tile's scores: row of the tile, key of the block, pointer."""
-        f = self.f
-        whole = (num_keys + (CHUNK_KEYS - 1)) // CHUNK_KEYS * CHUNK_KEYS
-        with f.loop(0, self.tile_rows) as i, f.loop(0, whole, LANES) as first:
-            yield i, first, self.scores.at((i * self.block_keys + first) * 4)
-
-    def _cap(self, num_keys: Value) -> None:
-        """Scores become soft_cap * tanh(scaled / soft_cap), with 1 - 2 / (e**(2 x) + 1) for tanh."""
-        f, cap = self.f, self.kernel.soft_cap
-        assert cap is not None
-        for _, _, pointer in self._each_register(num_keys):
-            power = exp2(f, pointer.load(F32S, REGISTER_BYTES) * (2 * LOG2_E * self.kernel.sm_scale / cap))
-            one = f.constant(1.0, F32S)
-            pointer.store((one - (one + one) / (power + one)) * cap, REGISTER_BYTES)
-
-    def _mask(self, row: Value, key: Value, num_keys: Value) -> None:
-        f, kernel = self.f, self.kernel
-        lanes = f.constants(range(LANES), I32)
-        for i, first, pointer in self._each_register(num_keys):
-            position = self.position + (row + i) // kernel.group
-            end = self.end
-            if kernel.causal:
-                end = end.min(position + 1)
-            here = (key + first).convert("trunc", I32).splat(LANES) + lanes
-            seen = here.is_("<", end.convert("trunc", I32).splat(LANES))
-            if kernel.sliding_window is not None:
-                lowest = position - (kernel.sliding_window - 1)
-                seen = seen & here.is_(">=", lowest.convert("trunc", I32).splat(LANES))
-            score = pointer.load(F32S, REGISTER_BYTES)
-            pointer.store(seen.then(score, f.constant(float("-inf"), F32S)), REGISTER_BYTES)
-
     def _follow_maxima(self, row: Value) -> None:
-        """The rows' maxima rise to their peaks; what is left of their sums, and the weights' offset, follow."""
+        """The rows' maxima rise to their peaks; what is kept of their sums, and the weights' offset, follow."""
         f = self.f
         for i in range(self.tile_rows):
-            maximum = self.maxima.at((row + i) * 4)
+            maximum, total = self.maxima.at((row + i) * 4), self.totals.at((row + i) * REGISTER_BYTES)
             before = maximum.load(F32).splat(LANES)
-            top = everywhere(larger(self.peaks.at(i * REGISTER_BYTES).load(F32S, REGISTER_BYTES), before), "max")
-            offset = top * -self._log2_scale
+            peak = self.peaks.at(i * REGISTER_BYTES).load(F32S, REGISTER_BYTES)
+            top = everywhere(larger(peak, before), "max")
+            offset, offset_before = (
+                f.fma(x, f.constant(-self._log2_scale, F32S), f.constant(EXP2_SHIFT, F32S)) for x in (top, before)
+            )
             # By the offsets as they were rounded, which the weights so far contain: a maximum that stays keeps all.
-            lower = offset - before * -self._log2_scale
+            lower = offset - offset_before
             keep = lower.is_("==", 0.0).then(1.0, exp2_of_negative(f, lower))
             maximum.store(top.lane(0))
             self.offsets.at(i * 4).store(offset.lane(0))
             self.keeps.at(i * 4).store(keep.lane(0))
+            total.store(total.load(F32S, REGISTER_BYTES) * keep, REGISTER_BYTES)
+
+    def _scores(self, row: Value, first: Value) -> Value:
+        """Of a tile and a chunk of the block: for each row a score for each key."""
+        return self.scores.at((row // self.tile_rows % 2 * self.block_keys + first) * (self.tile_rows * 4))
 
     def _weigh(self, row: Value, num_keys: Value) -> None:
-        """Scores to weights; the rows' totals follow."""
+        """A tile's scores to weights."""
         f = self.f
-        scale = f.constant(self._log2_scale, F32S)
-        with f.loop(0, self.tile_rows) as i:
-            scores, weights = self.scores.at(i * (self.block_keys * 4)), self.weights.at(i * (self.block_keys * 2))
-            offset, keep = (kept.at(i * 4).load(F32).splat(LANES) for kept in (self.offsets, self.keeps))
-            total = self.totals.at((row + i) * REGISTER_BYTES)
-            totals = [f.variable(total.load(F32S, REGISTER_BYTES) * keep)]
-            totals += [f.variable(zeros(f)) for _ in range(TILE_VECTORS - 1)]
-            with f.loop(0, num_keys, CHUNK_KEYS) as first:
-                found = []
-                for j, part in enumerate(totals):
-                    score = scores.at(first * 4).at(j * REGISTER_BYTES).load(F32S, REGISTER_BYTES)
-                    weight = exp2_of_negative(f, f.fma(score, scale, offset))
-                    part.set(part.get() + weight)
-                    found.append(weight)
-                for j in range(0, TILE_VECTORS, 2):
-                    store_bfloat16(f, weights.at(first * 2).at(j * REGISTER_BYTES // 2), *found[j : j + 2])
-            a, b, c, d = (part.get() for part in totals)
-            total.store((a + b) + (c + d), REGISTER_BYTES)
+        numbers = [f.constant(number, F32S) for number in (*EXP2, self._log2_scale)]
+        with f.loop(0, num_keys, CHUNK_KEYS) as first:
+            for register in range(self.tile_rows * TILE_VECTORS):
+                self._weigh_register(row, first, f.int64(register), numbers)
+
+    def _weigh_beside(self, row: Value, first: Value, k: Value) -> None:
+        """What of weighing a chunk goes with a step of scoring one."""
+        steps, registers = self.kernel.head_dim // 2, self.tile_rows * TILE_VECTORS
+        done, due = k * registers // steps, (k + 1) * registers // steps
+        for i in range(-(-registers // steps)):
+            with self.f.when((done + i).is_("<", due)):
+                self._weigh_register(row, first, done + i, self.numbers.read())
+
+    def _weigh_register(self, row: Value, first: Value, register: Value, numbers: list[Value]) -> None:
+        """One of a chunk's; its row's total follows. numbers: EXP2 and the scale."""
+        f, i = self.f, register // TILE_VECTORS
+        *coefficients, scale = numbers
+        offset = self.offsets.at(i * 4).load(F32).splat(LANES)
+        score = self._scores(row, first).at(register * REGISTER_BYTES).load(F32S, REGISTER_BYTES)
+        weight = exp2_shifted(f, f.fma(score, scale, offset), coefficients)
+        place = i * self.block_keys + first + register % TILE_VECTORS * LANES
+        self.weights.at(place * 2).store(to_bf16(f, weight), 2 * LANES)
+        total = self.totals.at((row + i) * REGISTER_BYTES)
+        total.store(total.load(F32S, REGISTER_BYTES) + weight, REGISTER_BYTES)
 
     def _sum_values(self, row: Value, num_keys: Value) -> None:
         """What was summed is kept in part, and the block's weighted values are added."""
@@ -272,26 +300,26 @@ class _Item:
         num_pairs = (num_keys + (GROUP_KEYS - 1)) // GROUP_KEYS * (GROUP_KEYS // 2)
         keeps = [self.keeps.at(i * 4).load(F32).splat(LANES) for i in range(self.tile_rows)]
         for first in range(0, dim, TILE_VECTORS * LANES):
-            sums = self.sums.at(row * (4 * dim)).at(4 * first)
+            target = self.sums.at(row * (4 * dim)).at(4 * first)
             width = min(TILE_VECTORS, (dim - first) // LANES)
-            places = [[sums.at(i * 4 * dim + j * REGISTER_BYTES) for j in range(width)] for i in range(self.tile_rows)]
-            start = [
-                [place.load(F32S, REGISTER_BYTES) * keep for place in registers]
+            places = [[target.at(4 * (i * dim + j * LANES)) for j in range(width)] for i in range(self.tile_rows)]
+            sums = [
+                [f.variable(place.load(F32S, REGISTER_BYTES) * keep) for place in registers]
                 for registers, keep in zip(places, keeps, strict=True)
             ]
-            found = multiply(
+            values = self.block.values.at(4 * first)
+            multiply(
                 f,
-                start,
+                sums,
                 self.weights,
                 2 * self.block_keys,
-                self.block.values.at(4 * first),
+                values,
                 4 * dim,
                 num_pairs,
                 self.ahead.ask_for_values if self.single and not first else None,
             )
-            for registers, values in zip(places, found, strict=True):
-                for place, value in zip(registers, values, strict=True):
-                    place.store(value, REGISTER_BYTES)
+            for place, total in zip(chain.from_iterable(places), chain.from_iterable(sums), strict=True):
+                place.store(total.get(), REGISTER_BYTES)
 
     @property
     def _log2_scale(self) -> float:

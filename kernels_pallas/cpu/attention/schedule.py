@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from kernels_pallas.geometry import Geometry
 
-TILE_ROWS = 96  # query rows of a tile at most: what is made of a block of keys serves them all
+TILE_ROWS = 192  # query rows of a tile at most: what is made of a block of keys serves them all
 
 
 class Tiles(NamedTuple):

@@ -112,7 +112,7 @@ _schedule = jax.jit(lambda *lengths: make_schedule(*lengths, geometry=geometry()
         ({"head_dim": 272}, "head_dim on cpu: .* got 272"),
         ({"page_dtype": jnp.float32}, "pages on cpu: expected bfloat16, got float32"),
         ({"q_dtype": jnp.float32}, "queries on cpu: expected bfloat16, got float32"),
-        ({"num_q_heads": 1024}, "query heads a key head on cpu: expected at most 96, got 512"),
+        ({"num_q_heads": 1024}, "query heads a key head on cpu: expected at most 192, got 512"),
     ],
 )
 def test_what_cannot_be_served_is_named(change, message):
