@@ -36,9 +36,9 @@ def test_paths_in_text_exist(page: Path) -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-def test_tables_of_the_papers_figures_are_made_of_the_results() -> None:
+def test_tables_of_the_experiments_are_made_of_the_results() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    for command, table in made(RESULTS).values():
+    for command, table in made(RESULTS):
         assert f"`python {command}`" in page
         assert f"\n{table}\n\n" in page, "python -m benchmarks.paper.tables"
 

@@ -1,4 +1,4 @@
-"""The tables of docs/experiments.md on the papers' figures, made of the result files.
+"""The tables of docs/experiments.md, made of the result files.
 
     python -m benchmarks.paper.tables [--results FOLDER] [--page FILE]
 
@@ -114,6 +114,38 @@ def tournament(document: Mapping[str, Any]) -> str:
     return table(["workload", "p99 TTFT within", "default", "E2", "over E2", "best other", "over it"], lines)
 
 
+def tournament_totals(document: Mapping[str, Any]) -> str:
+    """Of every policy over all cases, the best first."""
+    lines = []
+    for total in sorted(document["totals"], key=lambda total: -total["over_e2"]):
+        over_best = _spread(total["worst_over_best_baseline"], ".2f")
+        lines.append([total["placement"], f"{total['over_e2']:.2f}", over_best, total["worst_workload"]])
+    return table(["placement", "capacity over E2's, geometric mean", "over the best other, at worst", "on"], lines)
+
+
+def tournament_fixed(document: Mapping[str, Any]) -> str:
+    """p99 of the time to first token at each fixed rate: default, E2, and whichever other is best there."""
+    lines = []
+    for mine in select(document["fixed_rates"], placement=DEFAULT):
+        here = select(document["fixed_rates"], workload=mine["workload"], rate=mine["rate"])
+        p99 = {row["placement"]: row["ttft_p99_s"] for row in here}
+        others = {name: value for name, value in p99.items() if name != DEFAULT}
+        best = min(others, key=lambda name: others[name][0])
+        numbers = [_spread(p99[name], ".2f") for name in (DEFAULT, E2)]
+        lines.append([mine["workload"], f"{mine['rate']:g}/s", *numbers, f"{best} {_spread(others[best], '.2f')}"])
+    return table(["workload", "rate", "p99 TTFT of the default, s", "of E2", "of the best other"], lines)
+
+
+def scale(document: Mapping[str, Any]) -> str:
+    """Latency, hit ratio and the scheduler's own time by number of groups."""
+    lines = []
+    for row in document["rows"]:
+        latency = (f"{row['summary'][key][0]:.2f} s" for key in ("latency_mean_s", "latency_p99_s"))
+        hit_ratio, place_s = (row["summary"][key][0] for key in ("hit_ratio", "place_s"))
+        lines.append([f"{row['groups']:,}", row["variant"], *latency, f"{hit_ratio:.2f}", f"{place_s * 1e6:.0f} us"])
+    return table(["groups", "policy", "mean latency", "p99", "hit ratio", "real time of a placement"], lines)
+
+
 def ablation(document: Mapping[str, Any]) -> str:
     """Capacity of each variant over that of the whole policy."""
     workloads = list(dict.fromkeys(row["workload"] for row in document["rows"]))
@@ -129,22 +161,23 @@ def _spread(value: Sequence[float], form: str) -> str:
     return f"{value[0]:{form}} ± {value[1]:{form}}"
 
 
-TABLES = {
-    "tournament": tournament,
-    "default_ablation": ablation,
-    "preble_figure3": figure3,
-    "figure4": figure4,
-    "figure5": figure5,
-    "d2lpm": d2lpm,
-}
+TABLES = (
+    ("tournament", (tournament, tournament_totals, tournament_fixed)),
+    ("default_ablation", (ablation,)),
+    ("preble_figure3", (figure3,)),
+    ("figure4", (figure4,)),
+    ("figure5", (figure5,)),
+    ("d2lpm", (d2lpm,)),
+    ("scale", (scale,)),
+)
 
 
-def made(results: Path) -> dict[str, tuple[str, str]]:
-    """By experiment: the command that made its results, and the table."""
-    found = {}
-    for name, make in TABLES.items():
+def made(results: Path) -> list[tuple[str, str]]:
+    """The command that made the results, and a table of them."""
+    found = []
+    for name, makers in TABLES:
         document = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
-        found[name] = document["command"], make(document)
+        found += [(document["command"], make(document)) for make in makers]
     return found
 
 
@@ -162,7 +195,7 @@ if __name__ == "__main__":
     parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE")
     arguments = parser.parse_args()
     page = arguments.page.read_text(encoding="utf-8")
-    for name, (command, text) in made(arguments.results).items():
-        print(f"{name}: {command}\n{text}\n")
+    for command, text in made(arguments.results):
+        print(f"{command}\n{text}\n")
         page = replaced(page, text)
     arguments.page.write_text(page, encoding="utf-8")

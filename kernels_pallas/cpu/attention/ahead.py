@@ -44,12 +44,13 @@ class Ahead:
         size = GROUP_KEYS * self.pages.key_bytes // steps
         self._ask(step // steps, step % steps * size + self.pages.values_behind, size // _LINE_BYTES)
 
-    def ask_for_group(self, group: Value, num_groups: int) -> None:
-        """All of it, if there is such a group."""
-        with self.f.when(group.is_("<", num_groups)):
-            num_bytes = GROUP_KEYS * self.pages.key_bytes
+    def ask_for_groups(self, first: Value, count: Value, num_groups: int, step: Value) -> None:
+        """Step of the head_dim / 2 that score a chunk: its part of so many groups, of those that there are."""
+        steps = self.pages.head_dim // 2
+        size = GROUP_KEYS * self.pages.key_bytes // steps
+        with self.f.loop(first, (first + count).min(num_groups)) as group:
             for start in (0, self.pages.values_behind):
-                self._ask(group, self.f.int64(start), num_bytes // _LINE_BYTES)
+                self._ask(group, step * size + start, -(-size // _LINE_BYTES))
 
     def _ask(self, group: Value, offset: Value, num_lines: int) -> None:
         f = self.f

@@ -6,6 +6,7 @@ them; then each few rows get their scores, weights and weighted values.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -89,6 +90,8 @@ class _Item:
         padded = -(-most // self.tile_rows) * self.tile_rows
         self.num_rows = self.num_tokens * kernel.group
         self.padded_rows = (self.num_rows + (self.tile_rows - 1)) // self.tile_rows * self.tile_rows
+        chunks = self.padded_rows // self.tile_rows * (self.block_keys // CHUNK_KEYS)
+        self.groups_a_chunk = (chunks + (self.block_keys // GROUP_KEYS - 1)) // chunks  # of the next block
         dim = kernel.head_dim
         self.block = Block.on_stack(f, self.block_keys, dim)
         self.rows = f.stack(f"[{padded * dim} x i16]", 64)
@@ -196,13 +199,13 @@ class _Item:
             if num_weighed is None:
                 product(partial(self.ahead.ask_for_keys, first))
             else:
-                asked = (row // self.tile_rows * self.block_keys + first) // CHUNK_KEYS
-                self.ahead.ask_for_group(asked, self.block_keys // GROUP_KEYS)
+                asked = (row // self.tile_rows * self.block_keys + first) // CHUNK_KEYS * self.groups_a_chunk
+                ask = partial(self.ahead.ask_for_groups, asked, self.groups_a_chunk, self.block_keys // GROUP_KEYS)
                 both = first.is_("<", num_weighed)
                 with f.when(both):
-                    product(partial(self._weigh_beside, row - self.tile_rows, first))
+                    product(partial(self._weigh_beside, row - self.tile_rows, first, ask))
                 with f.when(both.is_("==", 0)):
-                    product()
+                    product(ask)
             if kernel.soft_cap is not None:
                 self._cap(scores, kernel.soft_cap)
             self._mask(scores, row, key + first)
@@ -274,8 +277,9 @@ class _Item:
             for register in range(self.tile_rows * TILE_VECTORS):
                 self._weigh_register(row, first, f.int64(register), numbers)
 
-    def _weigh_beside(self, row: Value, first: Value, k: Value) -> None:
+    def _weigh_beside(self, row: Value, first: Value, ask: Callable[[Value], None], k: Value) -> None:
         """What of weighing a chunk goes with a step of scoring one."""
+        ask(k)
         steps, registers = self.kernel.head_dim // 2, self.tile_rows * TILE_VECTORS
         done, due = k * registers // steps, (k + 1) * registers // steps
         for i in range(-(-registers // steps)):
