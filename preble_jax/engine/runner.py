@@ -68,6 +68,7 @@ class ModelRunner:
         self.pages = allocate_pages(attention.layout, model.num_layers, pages_sharding(mesh, attention.heads))
         self._last_tokens = jax.device_put(np.zeros(num_slots, np.int32), self._everywhere)
         self.programs: dict[StepShape, Any] = {}
+        self._is_elsewhere = mesh.devices.flat[0].platform != "cpu"  # than in the host's memory
 
     def compile(self, progress: Progress) -> None:
         """Compiles every step shape, in parallel; afterwards nothing compiles any more."""
@@ -89,7 +90,8 @@ class ModelRunner:
         """Puts the plan behind what the device has to do already, and does not wait."""
         shape = self.shapes.fit(plan)
         self.pages, self._last_tokens, made = self.programs[shape](self._weights, self.pages, self._last_tokens, packed)
-        made.copy_to_host_async()
+        if self._is_elsewhere:
+            made.copy_to_host_async()
         return Dispatched(plan, made, self._arrays.index(plan, shape))
 
     def results(self, dispatched: Dispatched) -> tuple[list[list[int]], list[list[float]], int]:
@@ -116,7 +118,7 @@ class ModelRunner:
         packed = jax.ShapeDtypeStruct((packing.size,), jnp.int32, sharding=self._everywhere)
         decodes = not shape.num_prefill_tokens
         run = jax.jit(program.decode_steps if decodes else program.mixed_step, donate_argnums=(1, 2))
-        options = _CPU_DECODE_OPTIONS if decodes and self.mesh.devices.flat[0].platform == "cpu" else None
+        options = _CPU_DECODE_OPTIONS if decodes and not self._is_elsewhere else None
         return run.lower(self._weights, self.pages, self._last_tokens, packed).compile(options)
 
 
