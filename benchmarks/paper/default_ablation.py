@@ -5,8 +5,8 @@
 Four groups of Mistral-7B on an A6000, queue `fair` for all; 99 of 100 requests are to have their first token within the
 limit that the tournament sets for the workload. "wait only": neither the price of work nor that of decoding, which is
 nearly the predicted time to the first token alone. "longest match only": who holds less counts as holding nothing.
-"waits for all queued": a tenant is thought to wait for another's flood. "standing counts for nothing": what tenants were
-given on all groups is left out.
+"waits for all queued": a tenant is thought to wait for another's flood. "standing counts for nothing": what tenants
+were given on all groups is left out.
 """
 
 from __future__ import annotations
