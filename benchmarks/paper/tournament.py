@@ -5,10 +5,10 @@
 Four groups of Mistral-7B on an A6000 (198,516 tokens of keys and values each). The capacity is the highest rate at
 which 99 of 100 requests have their first token within the SLO: 5 s, or five times what a prompt of mean length takes
 alone and uncached, or 1.5 times what one of the longest percent takes, whatever is most. No policy is tuned for a
-workload; each has the queue that it is published with, or all have --queue. The fixed rates are 0.7 and 1.0 of E2's
-capacity. Traces that are too short to overload four groups at any rate have no capacity, and fixed rates from an
-estimate. Where the requests at E2's or the default's capacity have all come before the first can be late, it says how
-fast a burst drains: such cases are marked, and count in the totals that end in `_with_bursts` only.
+workload; each has the queue that it is published with, or all have --queue. The fixed rate of a workload is E2's
+capacity. Traces that are too short to overload four groups at any rate have neither. Where the requests at E2's or the
+default's capacity have all come before the first can be late, it says how fast a burst drains: such cases are marked,
+and count in the totals that end in `_with_bursts` only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.paper.experiment import Policies, make_parser, make_scenario, rounded, save, select
 from preble_jax.config import QueueSettings
 from preble_jax.progress import make_progress
-from preble_jax.sim.capacity import estimate_rate, find_capacities, lasts
+from preble_jax.sim.capacity import find_capacities, lasts
 from preble_jax.sim.cost import find_cost
 from preble_jax.sim.cost.scheduling import prompt_s
 from preble_jax.sim.intervals import geometric_mean, mean_and_half_width
@@ -37,7 +37,7 @@ TOLERANCE = 0.03
 # Requests a second, a tenth of what a search ends at: the trace is over before it has loaded anything.
 UNBOUNDED = MOST_RATE / 10
 LEAST_SLO_S, ALONE_FACTOR, LONG_FACTOR = 5.0, 5.0, 1.5
-FIXED = (0.7, 1.0)
+FIXED = (1.0,)  # of E2's capacity
 LONGEST_S = 600.0
 E2, DEFAULT = "e2", "default"
 POLICIES = tuple(
@@ -169,9 +169,9 @@ def _over(mine: Mapping[int, float], others: Mapping[int, float]) -> list[float]
 
 
 def fixed_rates(case: Case, capacities: Sequence[dict[str, Any]]) -> list[float]:
+    """None where E2 has no capacity."""
     known = [row["capacity"] for row in capacities if (row["workload"], row["placement"]) == (case.name, E2)]
-    of_e2 = known[0][0] if known and known[0] else 0.0
-    return [rounded(share * (of_e2 or estimate_rate(case.job(POLICIES[0], 0).scenario))) for share in FIXED]
+    return [rounded(share * capacity[0]) for capacity in known if capacity for share in FIXED]
 
 
 def fixed_rows(rows: Sequence[Row], chosen: Sequence[Case], policies: Sequence[Policies]) -> list[dict[str, Any]]:
