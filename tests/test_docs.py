@@ -37,7 +37,7 @@ def test_paths_in_text_exist(page: Path) -> None:
 
 
 def test_tables_of_the_experiments_are_made_of_the_results() -> None:
-    page = PAGE.read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8") + "\n"
     for command, table in made(RESULTS):
         assert f"`python {command}`" in page
         assert f"\n{table}\n\n" in page, "python -m benchmarks.paper.tables"
