@@ -99,6 +99,8 @@ class ClusterState:
 
     def restart_group(self, group: Group, generation: int) -> None:
         """Another process serves the group: its tree is empty. What was sent to it still counts as its load."""
+        if group.state == "gone":
+            self._count_cost(group, 1)
         self.forest.clear(group.slot)
         group.cursor.restart(generation)
 
@@ -245,6 +247,8 @@ class ClusterState:
     def validate(self) -> None:
         """Raises InvariantError if the forest is damaged or a group's sums are not those of the window."""
         validate_forest(self.forest)
+        costs = [group.cost for group in self.groups.by_name.values() if group.state != "gone"]
+        self._mean_cost.validate([cost for cost in costs if isinstance(cost, LinearCostModel)])
         if self.output_tokens != (total := sum(tokens for _, tokens in self._answered)):
             raise InvariantError(f"output tokens of the window: kept {self.output_tokens} != found {total}")
         for group in self.groups.by_name.values():

@@ -6,9 +6,11 @@ two schedulers that saw the same requests decide alike.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from preble_jax.config import SchedSettings
+from preble_jax.errors import InvariantError
 
 NS_PER_S = 1_000_000_000
 # Decode rows a step over which its base is spread, where nobody has seen how many there are; what a profile uses.
@@ -99,6 +101,14 @@ class MeanCost:
         self._count += sign
         for i, part in enumerate(_PARTS):
             self._sums[i] += sign * round(getattr(cost, part) * _FS_PER_S)
+
+    def validate(self, costs: Sequence[LinearCostModel]) -> None:
+        """Raises InvariantError if it is not of these."""
+        expected = MeanCost()
+        for cost in costs:
+            expected.add(cost)
+        if (self._count, self._sums) != (expected._count, expected._sums):
+            raise InvariantError(f"mean cost: kept of {self._count} models, not of the {len(costs)} that there are")
 
     def mean(self) -> LinearCostModel:
         """Of at least one."""

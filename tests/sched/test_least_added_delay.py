@@ -377,3 +377,16 @@ def test_prices_do_not_depend_on_who_joined_first() -> None:
 
     slow, fast = {"slow": 0.04}, {"holder": 0.01, "idle": 0.01}
     assert turning_point(slow | fast) == turning_point(fast | slow)
+
+
+def test_a_group_that_comes_back_counts_in_the_prices_again() -> None:
+    made = scheduler(1)
+    cost = LinearCostModel(prefill_base_s=0.0, prefill_token_s=0.02, decode_token_s=0.002)
+    made._state.set_cost(made._groups.get("0"), cost)
+    place(made, "a", LONG)  # what was sent to it keeps it in mind
+    made.remove_group("0", 0.0)
+    made.validate()
+    made.add_group("0", 10_000, 1, 0.0)
+    made.validate()
+    assert place(made, "b", LONG).group == "0"
+    assert made._state.mean_cost.prefill_ns(100) == cost.prefill_ns(100)
