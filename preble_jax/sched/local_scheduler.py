@@ -27,7 +27,7 @@ MAX_REMATCHED are told to the queue as changed. The others' turn comes in the st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
 from preble_jax.errors import InvalidRequestError, InvariantError, OverloadedError
@@ -55,7 +55,7 @@ class LocalScheduler:
         self._sequences: dict[str, Sequence] = {}
         self._matches = PrefixMatches(cache)
         self._deadlines = Deadlines()
-        self._computing: dict[bytes, Sequence] = {}  # prompt pages that a running sequence is about to commit
+        self._computing: dict[Sequence, int] = {}  # running, and its pages that it is about to commit: so many in all
         self._slots = list(range(2 * limits.max_num_seqs - 1, -1, -1))  # twice: some are ending while others begin
         self._num_arrived = 0
         self._num_in_flight = 0
@@ -230,7 +230,11 @@ class LocalScheduler:
     def _awaits_page(self, sequence: Sequence) -> bool:
         hashes = sequence.matchable_hashes()
         matched = self._matches.num_pages(sequence)
-        return matched < len(hashes) and hashes[matched] in self._computing
+        if matched == len(hashes):
+            return False
+        page = hashes[matched]
+        # They are few: whose prompt is not computed whole takes all that a step has left, or one of its rows.
+        return any(matched < num_pages and other.hashes()[matched] == page for other, num_pages in self._computing.items())
 
     def _admit(self, sequence: Sequence) -> bool:
         """Pins what is cached and takes pages for the sequence's other tokens. False, and nothing done, if short."""
@@ -252,12 +256,9 @@ class LocalScheduler:
             self.num_prompt_tokens += sequence.num_prompt
             self.num_cached_tokens += sequence.num_cached
             self.queue.served(sequence, extend_tokens=sequence.num_prompt - sequence.num_cached, output_tokens=0)
-        if self.cache.enabled:
-            missing = sequence.hashes()[len(hashes) :]
-            if missing and self.cache.tree.get(missing[-1]) is not None:
-                missing.pop()  # a prompt's last page may be cached, yet is computed
-            for block_hash in missing:
-                self._computing.setdefault(block_hash, sequence)
+        num_full = len(sequence.hashes())
+        if self.cache.enabled and num_full > len(hashes):
+            self._computing[sequence] = num_full
         return True
 
     def _enqueue(self, sequence: Sequence) -> None:
@@ -295,21 +296,14 @@ class LocalScheduler:
         num_full = num_written // self.cache.page_size
         if num_full <= sequence.pages.num_committed or not self.cache.enabled:
             return
-        hashes = sequence.hashes()[:num_full]
-        first = sequence.pages.num_committed
-        self.cache.commit(sequence.pages, hashes)
-        for block_hash in hashes[first:]:
-            self._computing.pop(block_hash, None)  # whoever was to make it: it is there
-
-    def _forget_computing(self, sequence: Sequence, hashes: Iterable[bytes]) -> None:
-        for block_hash in hashes:
-            if self._computing.get(block_hash) is sequence:
-                del self._computing[block_hash]
+        self.cache.commit(sequence.pages, sequence.hashes(), num_full)
+        if num_full >= self._computing.get(sequence, num_full + 1):
+            del self._computing[sequence]
 
     def _free(self, sequence: Sequence) -> None:
         if sequence.pages is None:
             return
-        self._forget_computing(sequence, sequence.hashes()[sequence.pages.num_committed :])
+        self._computing.pop(sequence, None)
         self.cache.release(sequence.pages)
         sequence.pages = None
         self._slots.append(sequence.slot)
@@ -402,8 +396,8 @@ class LocalScheduler:
         pending = sum(sequence.num_pending for sequence in self._sequences.values())
         if pending and not self._num_in_flight:
             raise InvariantError(f"tokens: {pending} are to come from steps in flight, of which there are none")
-        for block_hash, sequence in self._computing.items():
-            if sequence.pages is None or self.cache.tree.get(block_hash) is not None:
+        for sequence, num_full in self._computing.items():
+            if sequence.pages is None or sequence.pages.num_committed >= num_full:
                 raise InvariantError("a page is expected from a sequence that does not run, or is cached already")
         held = sum(len(s.pages.pages) - s.pages.num_committed for s in self.running if s.pages is not None)
         free = self.cache.pool.num_free
