@@ -52,7 +52,8 @@ class Forest:
         Changes nothing. Raises InvalidRequestError when the hashes cannot be a chain.
         """
         depth = self.tree.depth_of(hashes)
-        node = self.tree.node_of[hashes[depth - 1]] if depth else self.tree.root
+        node = self.tree.node_of(hashes[depth - 1]) if depth else self.tree.root
+        assert node is not None
         if depth and not (node.start < depth <= node.end and node.hashes[depth - 1 - node.start] == hashes[depth - 1]):
             raise InvalidRequestError(
                 f"block_hashes: expected a chain (each hash made from the one before), got block {depth - 1} at the "
@@ -150,7 +151,7 @@ class Forest:
         tree = self.tree
         known = tree.depth_of(hashes)
         last_known = hashes[known - 1] if known else parent
-        node = tree.root if last_known is None else tree.node_of.get(last_known)
+        node = tree.root if last_known is None else tree.node_of(last_known)
         if node is None or not self._is_new_chain(hashes[known:]):
             self.num_ignored += 1
             return
@@ -172,7 +173,7 @@ class Forest:
         by_node: dict[Node, list[bytes]] = {}
         at = 0
         while at < len(hashes):
-            node = tree.node_of.get(hashes[at])
+            node = tree.node_of(hashes[at])
             num = 1
             if node is not None and node.groups & bit:
                 # Mostly it is a run's end, as far as the batch goes: one comparison in place of a look-up a block.
@@ -239,7 +240,7 @@ class Forest:
     # --- inside
 
     def _is_new_chain(self, hashes: Sequence[bytes]) -> bool:
-        return len(set(hashes)) == len(hashes) and self.tree.node_of.keys().isdisjoint(hashes)
+        return len(set(hashes)) == len(hashes) and self.tree.blocks.isdisjoint(hashes)
 
     def _check_new(self, hashes: Sequence[bytes]) -> None:
         if not self._is_new_chain(hashes):
@@ -252,8 +253,7 @@ class Forest:
         """New blocks of one group below `parent`, where possible in the same node (output grows page by page)."""
         if parent is self.tree.root or parent.children or parent.groups != 1 << slot or parent.shares:
             return self.tree.attach(parent, hashes)
-        self.tree.register(hashes, parent)
-        parent.hashes.extend(hashes)
+        self.tree.extend(parent, hashes)
         self.num_held[slot] += len(hashes)
         return parent
 
