@@ -96,7 +96,7 @@ class Forest:
             self._optimistic.append((deadline, slot, node))
         self._recency[slot].touch(node, tick)
         self._recency_any.touch(node, tick)
-        self._tidy_path(node)
+        self.tree.merge_path(node)
         self._enforce_budget()
         return node
 
@@ -240,7 +240,8 @@ class Forest:
     # --- inside
 
     def _is_new_chain(self, hashes: Sequence[bytes]) -> bool:
-        return len(set(hashes)) == len(hashes) and self.tree.blocks.isdisjoint(hashes)
+        """`hashes` begins where what is known of a longer chain ends: the last one is not known."""
+        return len(hashes) < 2 or len(set(hashes)) == len(hashes) and self.tree.blocks.isdisjoint(hashes)
 
     def _check_new(self, hashes: Sequence[bytes]) -> None:
         if not self._is_new_chain(hashes):
@@ -272,21 +273,13 @@ class Forest:
             step = step.parent
         self._recency[slot].touch(node, tick)
         self._recency_any.touch(node, tick)
-        self._tidy_path(node)
+        self.tree.merge_path(node)
 
     def _release(self, node: Node, slot: int) -> None:
         node.groups &= ~(1 << slot)
         node.pending.pop(slot, None)
         del node.last[slot]
         self.num_held[slot] -= len(node.hashes)
-
-    def _tidy_path(self, node: Node) -> None:
-        path: list[Node] = []
-        step: Node | None = node
-        while step is not None and step is not self.tree.root:
-            path.append(step)
-            step = step.parent
-        self._tidy_all(path)
 
     def _tidy_all(self, nodes: list[Node]) -> None:
         tidy = self.tree.tidy

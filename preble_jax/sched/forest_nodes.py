@@ -200,6 +200,17 @@ class NodeTree:
         if len(parent.children) == 1 and parent is not root and parent.same_use(node):
             self._merge(parent, node)
 
+    def merge_path(self, node: Node) -> None:
+        """Brings a path, from `node` up, back to canonical form after it was used: held by somebody, all of it, and last
+        used later than anything beside or below it. So only neighbours on it can have become equal."""
+        lower, upper = node, node.parent
+        while upper is not None and (above := upper.parent) is not None:
+            if len(upper.children) == 1 and upper.same_use(lower):
+                self._merge(upper, lower)
+            else:
+                lower = upper
+            upper = above
+
     def _merge(self, upper: Node, lower: Node) -> None:
         """Into `lower`, which stays the same object (see end_at)."""
         parent = upper.parent

@@ -27,7 +27,7 @@ MAX_REMATCHED are told to the queue as changed. The others' turn comes in the st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 
 from preble_jax.errors import InvalidRequestError, InvariantError, OverloadedError
@@ -50,6 +50,7 @@ class LocalScheduler:
         self.limits = limits
         self.cache = cache
         self.queue = queue
+        self._charges = type(queue).served is not QueuePolicy.served
         self.running: list[Sequence] = []  # by order of arrival
         self.waiting_tokens = 0  # that the waiting requests bring, cached ones included
         self._sequences: dict[str, Sequence] = {}
@@ -111,10 +112,11 @@ class LocalScheduler:
     def schedule(self, now: float, max_steps: int = 1) -> StepPlan | None:
         """Plans the next dispatch and takes its pages. max_steps: decode steps that may go into it; while anybody waits
         or a prompt is computed it is one. None: nothing to do before what is in flight has been settled, or at all."""
-        decode = self._plan_decode(max_steps if max_steps > 1 and self._all_decode() else 1)
-        if decode is None:
+        planned = self._plan_decode(max_steps if max_steps > 1 and self._all_decode() else 1)
+        if planned is None:
             return None
-        prefill = self._plan_prefill()
+        decode, others = planned
+        prefill = self._plan_prefill(others)
         if not decode and not prefill:
             if self._sequences and not self._num_in_flight:
                 raise InvariantError(
@@ -143,11 +145,10 @@ class LocalScheduler:
         before, or that make none, is ignored."""
         self._num_in_flight -= 1
         outputs = []
-        for row, made, row_logprobs in zip(plan.rows, tokens, logprobs, strict=True):
-            sequence = row.sequence
-            if row.num_made and sequence.pages is not None:
-                sequence.num_pending -= row.num_made
-                outputs.append(self._append(sequence, made, row_logprobs, row.num_made))
+        for (sequence, _, _, num_made), made, row_logprobs in zip(plan.rows, tokens, logprobs, strict=True):
+            if num_made and sequence.pages is not None:
+                sequence.num_pending -= num_made
+                outputs.append(self._append(sequence, made, row_logprobs, num_made))
         return outputs
 
     # -- planning ----------------------------------------------------------------------------------
@@ -155,28 +156,35 @@ class LocalScheduler:
     def _all_decode(self) -> bool:
         return not len(self.queue) and all(sequence.num_uncomputed == 1 for sequence in self.running)
 
-    def _plan_decode(self, max_steps: int) -> list[PlannedRow] | None:
-        """None: pages are short, and who is to give some up cannot be said before what is in flight is settled."""
+    def _plan_decode(self, max_steps: int) -> tuple[list[PlannedRow], list[Sequence]] | None:
+        """(rows, running sequences that do not decode). None: pages are short, and who is to give some up cannot be said
+        before what is in flight is settled."""
         rows: list[PlannedRow] = []
+        others: list[Sequence] = []
         num_preemptions, page_size = self.num_preemptions, self.cache.page_size
         for sequence in tuple(self.running):
-            # sequence.can_decode and num_total, written out: this is every token of every request.
+            # sequence.can_decode, num_total and PlannedRow(...), written out: this is every token of every request.
             num_total, num_steps = len(sequence.tokens) + sequence.num_pending, 1
-            if sequence.pages is None or num_total - sequence.num_computed != 1 or num_total >= sequence.max_total:
+            num_computed, held = sequence.num_computed, sequence.pages
+            if held is None:
+                continue
+            if num_total - num_computed != 1 or num_total >= sequence.max_total:
+                others.append(sequence)
                 continue
             if max_steps > 1:
                 num_steps = min(max_steps, sequence.max_total - num_total)
-                if not self._extend_to(sequence, sequence.num_computed + num_steps):
+                if not self._extend_to(sequence, num_computed + num_steps):
                     num_steps = 1
-            if num_total > len(sequence.pages.pages) * page_size and not self._extend_to(sequence, num_total):
+            if num_total > len(held.pages) * page_size and not self._extend_to(sequence, num_total):
                 if self._num_in_flight:
                     return None
                 if not self._make_room(sequence):
                     continue
-            rows.append(PlannedRow(sequence, sequence.num_computed, num_steps, num_steps))
-        if self.num_preemptions == num_preemptions:
-            return rows
-        return [row for row in rows if row.sequence.pages is not None]
+            rows.append(tuple.__new__(PlannedRow, (sequence, num_computed, num_steps, num_steps)))
+        if self.num_preemptions != num_preemptions:
+            rows = [row for row in rows if row.sequence.pages is not None]
+            others = [sequence for sequence in others if sequence.pages is not None]
+        return rows, others
 
     def _make_room(self, sequence: Sequence) -> bool:
         """A page for the sequence's next token; preempts for it whom the queue policy names. False if it was named.
@@ -191,7 +199,8 @@ class LocalScheduler:
                 return False
         return True
 
-    def _plan_prefill(self) -> list[PlannedRow]:
+    def _plan_prefill(self, others: Iterable[Sequence]) -> list[PlannedRow]:
+        """others: running sequences that do not decode: prompts in computation, and those that are ending."""
         rows: list[PlannedRow] = []
         budget = self.limits.prefill_tokens
 
@@ -199,7 +208,7 @@ class LocalScheduler:
             return budget == 0 or len(rows) == self.limits.max_prefill_seqs
 
         num_free = self.limits.max_num_seqs - len(self.running)
-        for sequence in self.running:
+        for sequence in others:
             num_total = len(sequence.tokens) + sequence.num_pending
             if num_total >= sequence.max_total:
                 num_free += 1
@@ -321,26 +330,31 @@ class LocalScheduler:
     # -- endings -----------------------------------------------------------------------------------
 
     def _append(self, sequence: Sequence, made: Seq[int], logprobs: Seq[float], num_planned: int) -> RequestOutput:
-        request, tokens = sequence.request, sequence.tokens
+        tokens, stop_token_ids = sequence.tokens, sequence.request.stop_token_ids
         reason: FinishReason | None = None
-        count = 0
-        for token in made:
-            tokens.append(token)
-            count += 1
-            if token in request.stop_token_ids:
-                reason = "stop"
-                break
+        count = len(made)
+        if stop_token_ids:
+            for place, token in enumerate(made):
+                if token in stop_token_ids:
+                    reason, count = "stop", place + 1
+                    made, logprobs = made[:count], logprobs[:count]
+                    break
+        tokens.extend(made)
+        num_tokens = len(tokens)
         if reason is None:
             if count != num_planned:
-                raise InvariantError(f"request {request.request_id!r}: {count} tokens made, {num_planned} planned")
-            if len(tokens) >= sequence.max_total:
+                raise InvariantError(
+                    f"request {sequence.request.request_id!r}: {count} tokens made, {num_planned} planned"
+                )
+            if num_tokens >= sequence.max_total:
                 reason = "length"
-        self.queue.served(sequence, extend_tokens=0, output_tokens=count)
+        if self._charges:
+            self.queue.served(sequence, extend_tokens=0, output_tokens=count)
         assert sequence.pages is not None
-        if len(tokens) // self.cache.page_size > sequence.pages.num_committed:
+        if num_tokens // self.cache.page_size > sequence.pages.num_committed:
             # Of one that ends, the last token may never be computed, and those after it do not count.
-            self._commit(sequence, len(tokens) - (reason is not None))
-        output = self._output(sequence, made[:count], logprobs[:count], reason)
+            self._commit(sequence, num_tokens - (reason is not None))
+        output = self._output(sequence, made, logprobs, reason)
         if reason is not None:
             self._forget(sequence)
         return output

@@ -265,9 +265,10 @@ class SimGroup:
             self.scheduler.settle(done.plan, made, made)
         if self._tokenless:
             self._hear_first_tokens(now)
-        for sequence, _, _, num_made in rows:
-            if sequence.pages is None and num_made:
-                self.ledger.record.num_requests += 1
+        if ended := self.scheduler.ended:
+            self.scheduler.ended = []
+            self.ledger.record.num_requests += len(ended)
+            for sequence in ended:
                 self._listener.ended(self.attempts.pop(sequence.request.request_id), sequence, now)
 
     def _hear_first_tokens(self, now: float) -> None:
