@@ -202,21 +202,18 @@ class LocalScheduler:
     def _plan_prefill(self, others: Iterable[Sequence]) -> list[PlannedRow]:
         """others: running sequences that do not decode: prompts in computation, and those that are ending."""
         rows: list[PlannedRow] = []
-        budget = self.limits.prefill_tokens
-
-        def full() -> bool:
-            return budget == 0 or len(rows) == self.limits.max_prefill_seqs
-
+        budget, num_rows = self.limits.prefill_tokens, self.limits.max_prefill_seqs  # that are left
         num_free = self.limits.max_num_seqs - len(self.running)
         for sequence in others:
             num_total = len(sequence.tokens) + sequence.num_pending
             if num_total >= sequence.max_total:
                 num_free += 1
-            if num_total - sequence.num_computed > 1 and not full():
+            if num_total - sequence.num_computed > 1 and budget and num_rows:
                 rows.append(PlannedRow.chunk(sequence, budget))
                 budget -= rows[-1].num_tokens
-        num_free = min(num_free, len(self._slots))
-        if full() or not len(self.queue) or num_free <= 0:
+                num_rows -= 1
+        num_free = min(num_free, len(self._slots), num_rows)
+        if not budget or num_free <= 0 or not len(self.queue):
             return rows
         for sequence in self._matches.take_stale(MAX_REMATCHED):
             self.queue.rematched(sequence)
@@ -232,7 +229,7 @@ class LocalScheduler:
             rows.append(PlannedRow.chunk(sequence, budget))
             budget -= rows[-1].num_tokens
             num_free -= 1
-            if full() or num_free == 0:
+            if not budget or num_free == 0:
                 break
         return rows
 
