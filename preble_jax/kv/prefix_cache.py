@@ -83,9 +83,9 @@ class PrefixCache:
 
     def extend(self, held: SequencePages, num_pages: int) -> bool:
         """Appends private pages, evicting what must go. False (and nothing done) if so many cannot be had."""
-        if num_pages > self.num_available:
-            return False
         short = num_pages - self.pool.num_free
+        if short > self.tree.num_evictable:
+            return False
         if short > 0:
             pages, hashes = self.tree.evict(short)
             if len(pages) < short:

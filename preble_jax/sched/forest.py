@@ -241,7 +241,7 @@ class Forest:
 
     def _is_new_chain(self, hashes: Sequence[bytes]) -> bool:
         """`hashes` begins where what is known of a longer chain ends: the last one is not known."""
-        return len(hashes) < 2 or len(set(hashes)) == len(hashes) and self.tree.blocks.isdisjoint(hashes)
+        return len(hashes) < 2 or (len(set(hashes)) == len(hashes) and self.tree.blocks.isdisjoint(hashes))
 
     def _check_new(self, hashes: Sequence[bytes]) -> None:
         if not self._is_new_chain(hashes):

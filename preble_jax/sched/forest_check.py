@@ -52,7 +52,8 @@ def _check_spans(forest: Forest, node: Node, where: str) -> None:
     num_blocks = sum(span.num for span in node.spans)
     _require(num_blocks == len(node.hashes), f"{where}: blocks of spans", num_blocks, "blocks", len(node.hashes))
     spans = [span for span in node.spans for _ in range(span.num)]
-    mixed = [block.hex() for block, span in zip(node.hashes, spans, strict=True) if forest.tree.span_of.get(block) is not span]
+    found = [forest.tree.span_of.get(block) for block in node.hashes]
+    mixed = [block.hex() for block, span, other in zip(node.hashes, spans, found, strict=True) if span is not other]
     _require(not mixed, f"{where}: blocks of other spans", mixed, "none", [])
 
 

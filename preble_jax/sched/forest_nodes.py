@@ -201,8 +201,8 @@ class NodeTree:
             self._merge(parent, node)
 
     def merge_path(self, node: Node) -> None:
-        """Brings a path, from `node` up, back to canonical form after it was used: held by somebody, all of it, and last
-        used later than anything beside or below it. So only neighbours on it can have become equal."""
+        """Brings a path, from `node` up, back to canonical form after it was used. All of it is held by somebody, and
+        its last use is later than that of anything beside or below it: only neighbours on it can have become equal."""
         lower, upper = node, node.parent
         while upper is not None and (above := upper.parent) is not None:
             if len(upper.children) == 1 and upper.same_use(lower):

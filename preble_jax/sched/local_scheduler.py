@@ -157,8 +157,8 @@ class LocalScheduler:
         return not len(self.queue) and all(sequence.num_uncomputed == 1 for sequence in self.running)
 
     def _plan_decode(self, max_steps: int) -> tuple[list[PlannedRow], list[Sequence]] | None:
-        """(rows, running sequences that do not decode). None: pages are short, and who is to give some up cannot be said
-        before what is in flight is settled."""
+        """(rows, running sequences that do not decode). None: pages are short, and who is to give some up cannot be
+        said before what is in flight is settled."""
         rows: list[PlannedRow] = []
         others: list[Sequence] = []
         num_preemptions, page_size = self.num_preemptions, self.cache.page_size
@@ -234,13 +234,15 @@ class LocalScheduler:
         return rows
 
     def _awaits_page(self, sequence: Sequence) -> bool:
+        if not self._computing:
+            return False
         hashes = sequence.matchable_hashes()
         matched = self._matches.num_pages(sequence)
         if matched == len(hashes):
             return False
         page = hashes[matched]
         # They are few: whose prompt is not computed whole takes all that a step has left, or one of its rows.
-        return any(matched < num_pages and other.hashes()[matched] == page for other, num_pages in self._computing.items())
+        return any(matched < num and other.hashes()[matched] == page for other, num in self._computing.items())
 
     def _admit(self, sequence: Sequence) -> bool:
         """Pins what is cached and takes pages for the sequence's other tokens. False, and nothing done, if short."""

@@ -65,7 +65,8 @@ class StepFit:
         """The error of a sum grows as the sum: its square is weighed by 1 / seconds."""
         keep = math.exp(-seconds / self._memory_s)
         scaled = [term * scale for term, scale in zip(terms, self._scale, strict=True)]
-        self._moment = [keep * kept + term for kept, term in zip(self._moment, scaled, strict=True)]  # * seconds / seconds
+        # A moment's term is this, times seconds, by seconds.
+        self._moment = [keep * kept + term for kept, term in zip(self._moment, scaled, strict=True)]
         self._gram = [
             [keep * kept + term * other / seconds for kept, other in zip(row, scaled, strict=True)]
             for row, term in zip(self._gram, scaled, strict=True)

@@ -5,8 +5,9 @@ and that token's place in the block, whatever the sizes of pages and blocks. Pag
 by their request. 16 bytes, as preble_jax.kv.hashing makes them.
 
 What a request says comes back in the prompt that follows it, and is named there: its pages have these names from the
-beginning. Output that comes back in no prompt is named by its request: it is nobody else's. A prompt contains what it follows if it begins with the same blocks and is long enough for prompt and output;
-where answers, or parts of them, are left out of the conversation, it is shorter.
+beginning. Output that comes back in no prompt is named by its request: it is nobody else's. A prompt contains what it
+follows if it begins with the same blocks and is long enough for prompt and output; where answers, or parts of them, are
+left out of the conversation, it is shorter.
 """
 
 from __future__ import annotations
