@@ -50,7 +50,6 @@ class LocalScheduler:
         self.limits = limits
         self.cache = cache
         self.queue = queue
-        self._charges = type(queue).served is not QueuePolicy.served
         self.running: list[Sequence] = []  # by order of arrival
         self.waiting_tokens = 0  # that the waiting requests bring, cached ones included
         self._sequences: dict[str, Sequence] = {}
@@ -347,8 +346,7 @@ class LocalScheduler:
                 )
             if num_tokens >= sequence.max_total:
                 reason = "length"
-        if self._charges:
-            self.queue.served(sequence, extend_tokens=0, output_tokens=count)
+        self.queue.served(sequence, extend_tokens=0, output_tokens=count)
         assert sequence.pages is not None
         if num_tokens // self.cache.page_size > sequence.pages.num_committed:
             # Of one that ends, the last token may never be computed, and those after it do not count.

@@ -64,7 +64,7 @@ class CoastingScheduler(LocalScheduler):
 
     def serve(self, num_steps: int) -> None:
         """Charges so many steps to the tenants."""
-        if num_steps <= 0 or not self._charges:
+        if num_steps <= 0 or type(self.queue).served is QueuePolicy.served:
             return
         num_calls, num_tokens = (1, num_steps) if self.sums_exactly else (num_steps, 1)
         for _ in range(num_calls):
