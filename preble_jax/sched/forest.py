@@ -178,7 +178,7 @@ class Forest:
             if node is not None and node.groups & bit:
                 # Mostly it is a run's end, as far as the batch goes: one comparison in place of a look-up a block.
                 num = min(len(node.hashes), len(hashes) - at)
-                if tuple(node.hashes[: -num - 1 : -1]) != tuple(hashes[at : at + num]):
+                if num > 1 and tuple(node.hashes[: -num - 1 : -1]) != tuple(hashes[at : at + num]):
                     num = 1
                 by_node.setdefault(node, []).extend(hashes[at : at + num])
             at += num

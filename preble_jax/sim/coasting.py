@@ -23,6 +23,7 @@ from preble_jax.sim.cost.base import StepCost, StepWork
 FIRST_CHUNK, LAST_CHUNK = 6, 48
 """Steps whose times are worked out at once, more each time; those after an arrival are in vain."""
 MIN_STEPS = 4
+_TOKEN = (0,)
 _NO_OUTPUT = RequestOutput(request_id="")
 
 
@@ -38,6 +39,7 @@ class CoastingScheduler(LocalScheduler):
     def __init__(self, limits: StepLimits, cache: PrefixCache, queue: QueuePolicy) -> None:
         super().__init__(limits, cache, queue)
         self.ended: list[Sequence] = []
+        self._charges = type(queue).served is not QueuePolicy.served
 
     def num_sure_steps(self, in_flight: StepPlan) -> int:
         """Decode steps that every running sequence takes after `in_flight`, the only plan that is; 0 when something
@@ -54,6 +56,22 @@ class CoastingScheduler(LocalScheduler):
         super()._forget(sequence)
         self.ended.append(sequence)
 
+    def settle_step(self, plan: StepPlan) -> None:
+        """`settle` of a single step, all of whose tokens are 0 and end nothing by themselves."""
+        self._num_in_flight -= 1
+        page_size, charges = self.cache.page_size, self._charges
+        for sequence, _, _, num_made in plan.rows:
+            held = sequence.pages
+            if not num_made or held is None:
+                continue
+            sequence.num_pending -= 1
+            tokens = sequence.tokens
+            num_tokens = len(tokens) + 1
+            if charges or num_tokens >= sequence.max_total or num_tokens // page_size > held.num_committed:
+                self._append(sequence, _TOKEN, (), 1)
+            else:
+                tokens.append(0)
+
     def take_page(self, sequence: Sequence) -> None:
         assert sequence.pages is not None
         if not self.cache.extend(sequence.pages, 1):
@@ -64,7 +82,7 @@ class CoastingScheduler(LocalScheduler):
 
     def serve(self, num_steps: int) -> None:
         """Charges so many steps to the tenants."""
-        if num_steps <= 0 or type(self.queue).served is QueuePolicy.served:
+        if num_steps <= 0 or not self._charges:
             return
         num_calls, num_tokens = (1, num_steps) if self.sums_exactly else (num_steps, 1)
         for _ in range(num_calls):
