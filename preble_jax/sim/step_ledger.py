@@ -48,15 +48,15 @@ class StepLedger:
 
     def busy_s(self, plan: StepPlan, cache: PrefixCache) -> float:
         """Seconds of all steps of a dispatch that was just planned."""
-        decode = plan.decode
+        decode, num_steps = plan.decode, plan.num_steps
         unique = (cache.pool.num_pages - cache.num_available) * cache.page_size
         chunks = [(row.num_tokens, row.start + row.num_tokens) for row in plan.prefill]
         context = sum([row.start for row in decode]) + len(decode)
-        seconds = self.cost.step_s(StepWork(len(decode), context, chunks, unique))
-        for step in range(1, plan.num_steps):
+        seconds = self.cost.step_s(StepWork(len(decode), context, chunks, unique, 0, num_steps))
+        for step in range(1, num_steps):
             rows = [row for row in decode if row.num_made > step]
             context = sum([row.start for row in rows]) + (step + 1) * len(rows)
-            seconds += self.cost.step_s(StepWork(len(rows), context, (), unique))
+            seconds += self.cost.step_s(StepWork(len(rows), context, (), unique, 0, num_steps))
         return seconds
 
     def count(self, plan: StepPlan, busy_s: float) -> None:

@@ -46,14 +46,14 @@ class ProfiledCost:
         return cls(name=name or path.stem, engine=engine, steps=steps)
 
     def step_s(self, work: StepWork) -> float:
-        num_decode, context, chunks, unique, longest = work
+        num_decode, context, chunks, unique, longest, num_steps = work
         shared = 0.0
         if num_decode > 1 and 0 < unique < context:
             # As if all had one prefix in common: n sequences that share s tokens have (n - 1) s fewer than they count.
             shared = (context - unique) / (num_decode - 1)
         if num_decode and not longest:
             longest = -(-context // num_decode)
-        return self.steps.seconds(StepKind(num_decode, context, longest, min(shared, longest), chunks))
+        return self.steps.seconds(StepKind(num_decode, context, longest, min(shared, longest), chunks, num_steps))
 
 
 def _default_engine() -> EngineShape:

@@ -57,6 +57,22 @@ def test_chunks_are_computed_in_tiles(tmp_path: Path) -> None:
     assert full < cost.step_s(StepWork(0, 0, ((1, 100),), 100)) == pytest.approx(4.0 + 16 * 100 / 1000)
 
 
+def test_tokens_and_dispatches_have_their_price(tmp_path: Path) -> None:
+    """Of a backend that does not compute padding; steps of one dispatch share what it costs."""
+    costs = StepCosts(decode_s=((8, 1.0),), mixed_s=((64, 4.0),), keys=KeyCosts(token_s=0.5), dispatch_s=0.8)
+    cost = find_cost(write(tmp_path / "mine.json", step_costs=costs.to_json()))
+    assert cost.step_s(StepWork(2, 300, ((10, 10), (6, 6)), 300)) == pytest.approx(4.0 + 16 * 0.5)
+    assert cost.step_s(StepWork(2, 300, (), 300)) == pytest.approx(1.8)
+    assert cost.step_s(StepWork(2, 300, (), 300, num_steps=4)) == pytest.approx(1.2)
+
+
+def test_a_file_without_them_has_none(tmp_path: Path) -> None:
+    old = STEPS.to_json()
+    del old["dispatch_s"], old["keys"]["token_s"]
+    cost = find_cost(write(tmp_path / "old.json", step_costs=old))
+    assert cost.step_s(StepWork(2, 300, (), 300)) == pytest.approx(1.3)
+
+
 def test_the_longest_sequence_may_be_given(tmp_path: Path) -> None:
     lockstep = StepCosts(decode_s=((8, 1.0),), mixed_s=((64, 4.0),), keys=KeyCosts(slot_key_s=0.001))
     cost = find_cost(write(tmp_path / "mine.json", step_costs=lockstep.to_json()))
