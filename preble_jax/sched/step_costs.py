@@ -1,8 +1,8 @@
 """What a step of a real engine takes: a table by compiled shape, and terms for the keys that are read on top.
 
 An engine pads its batches to a few shapes, so a step costs at least what the smallest shape that holds it costs, filled
-or not; backends that leave the padding out pay for tokens on top. `preble-jax profile` measures and fits the numbers; the
-simulator adds them up.
+or not; backends that leave the padding out pay for tokens on top. `preble-jax profile` measures and fits the numbers;
+the simulator adds them up.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ from preble_jax.sched.step_costs import KEY_TERMS, KeyCosts, StepCosts, StepKind
 TRUE = StepCosts(
     decode_s=((8, 0.027), (16, 0.033)),
     mixed_s=((64, 0.076), (256, 0.18)),
-    keys=KeyCosts(row_s=2e-4, key_s=2e-6, slot_key_s=1.6e-6, shared_key_s=1e-5, chunk_s=2e-3, pair_s=3.5e-7, token_s=2e-4),
+    keys=KeyCosts(
+        row_s=2e-4, key_s=2e-6, slot_key_s=1.6e-6, shared_key_s=1e-5, chunk_s=2e-3, pair_s=3.5e-7, token_s=2e-4
+    ),
     min_sharers=5,
     tile=32,
     dispatch_s=3e-3,
