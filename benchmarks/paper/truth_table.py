@@ -32,6 +32,20 @@ def figures(counted: Sequence[Outcome]) -> dict[str, float]:
     }
 
 
+def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each rate and policy: means over its seeds."""
+    found = []
+    for rate, policy in dict.fromkeys((row["rate"], row["policy"]) for row in rows):
+        here = [row for row in rows if (row["rate"], row["policy"]) == (rate, policy)]
+        mean: dict[str, Any] = {"rate": rate, "policy": policy, "seeds": [row["seed"] for row in here]}
+        for side in ("real", "simulated"):
+            mean[side] = {name: statistics.mean(row[side][name] for row in here) for name in here[0][side]}
+        variants = zip(*(row["variant_latencies_s"] for row in here), strict=True)
+        mean["variant_latencies_s"] = [statistics.mean(latencies) for latencies in variants]
+        found.append(mean)
+    return found
+
+
 def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What was wanted, and whether it came out. rankings: quickest first; reversed: pairs in another order than in the
     real cluster, with how far apart they are in either; first_in_variants: how often a policy came first."""

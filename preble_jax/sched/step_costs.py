@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 
@@ -90,6 +90,20 @@ class StepCosts:
         if not all(0.0 <= float(seconds) < math.inf for seconds in (*asdict(costs.keys).values(), costs.dispatch_s)):
             raise ValueError(f"expected seconds >= 0, got {costs.keys}, {costs.dispatch_s}")
         return costs
+
+    def scaled(self, factor: float) -> StepCosts:
+        """Of a machine on which everything takes so many times as long."""
+        return replace(
+            self,
+            decode_s=tuple((slots, factor * seconds) for slots, seconds in self.decode_s),
+            mixed_s=tuple((tokens, factor * seconds) for tokens, seconds in self.mixed_s),
+            keys=KeyCosts(**{name: factor * seconds for name, seconds in asdict(self.keys).items()}),
+            dispatch_s=factor * self.dispatch_s,
+        )
+
+    def with_row(self, row_s: float) -> StepCosts:
+        """With so much more for each sequence that decodes."""
+        return replace(self, keys=replace(self.keys, row_s=self.keys.row_s + row_s))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
