@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
@@ -34,15 +35,36 @@ def test_an_output_token_costs_its_share_of_a_batch():
     assert profile.prefill_errors() == pytest.approx({100: 0.0, 200: 0.0})
 
 
+class FakeCrowd:
+    """Counts what the engine did inside."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.dispatches = 0
+
+    def __len__(self):
+        return 3
+
+    @contextmanager
+    def busy(self):
+        before = self.engine.ledger.dispatches
+        yield
+        self.dispatches += self.engine.ledger.dispatches - before
+
+
 def test_measuring_an_engine(make_engine):
     engine = make_engine()
-    profile = measure(engine, 1, NullProgress())
+    crowd = FakeCrowd(engine)
+    profile = measure(engine, 1, NullProgress(), crowd)
     assert list(profile.prefill_s) == [64, 128, 256, 512], "1,024 tokens do not fit into this model's context"
     assert list(profile.decode_step_s) == [1, 4, 8, 16]
     assert all(cost >= 0.0 for cost in profile.costs().values())
     assert profile.step_costs is not None
     assert StepCosts.from_json(json.loads(json.dumps(profile.step_costs.to_json()))) == profile.step_costs
     assert profile.step_errors().keys() == profile.step_s.keys()
+    assert profile.crowded_step_s.keys() == profile.crowded_step_errors().keys() == profile.step_s.keys()
+    assert (profile.num_neighbours, profile.crowded_step_costs is None) == (3, False)
+    assert crowd.dispatches > len(profile.step_s), "measured while the others computed"
     assert profile.engine["kv_tokens"] == engine.cache.pool.num_pages * engine.config.kv.page_size
     assert not engine.has_work
     assert engine.cache.num_cached == 0

@@ -10,6 +10,7 @@ import pytest
 from preble_jax.errors import ConfigError
 from preble_jax.sched.step_costs import KeyCosts, StepCosts
 from preble_jax.sim.cost import StepWork, find_cost, scheduler_costs
+from preble_jax.sim.cost.profiled import ProfiledCost
 
 KEYS = {"prefill_base_s": 0.5, "prefill_token_s": 0.25, "decode_token_s": 0.125}
 STEPS = StepCosts(
@@ -66,6 +67,16 @@ def test_tokens_and_dispatches_have_their_price(tmp_path: Path) -> None:
     assert cost.step_s(StepWork(2, 300, (), 300, num_steps=4)) == pytest.approx(1.2)
 
 
+def test_what_was_measured_beside_neighbours_is_read(tmp_path: Path) -> None:
+    beside = {"num_neighbours": 3, "crowded_step_costs": STEPS.scaled(2.0).to_json()}
+    cost = ProfiledCost.read(Path(write(tmp_path / "mine.json", **beside)))
+    assert cost.crowding is not None and cost.crowding.num_neighbours == 3
+    assert cost.step_s(StepWork(2, 300, (), 300)) == pytest.approx(1.3)
+    assert cost.crowding.cost.step_s(StepWork(2, 300, (), 300)) == pytest.approx(2.6)
+    nobody = ProfiledCost.read(Path(write(tmp_path / "none.json", num_neighbours=0, crowded_step_costs=None)))
+    assert nobody.crowding is None
+
+
 def test_a_file_without_them_has_none(tmp_path: Path) -> None:
     old = STEPS.to_json()
     del old["dispatch_s"], old["keys"]["token_s"]
@@ -101,6 +112,8 @@ def test_an_older_file_says_what_the_schedulers_know(tmp_path: Path) -> None:
         ({"step_costs": {**STEPS.to_json(), "keys": {"key_s": float("nan")}}}, "seconds >= 0"),
         ({"step_costs": {**STEPS.to_json(), "keys": {"bees": 1}}}, "bees"),
         ({"step_costs": {**STEPS.to_json(), "tile": 0}}, "tile"),
+        ({"num_neighbours": 1}, "crowded_step_costs"),
+        ({"num_neighbours": 1, "crowded_step_costs": {}}, "decode_s"),
         ({"step_costs": None, "decode_token_s": "much"}, "decode_token_s"),
     ],
 )
