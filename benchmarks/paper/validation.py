@@ -214,7 +214,7 @@ def measure_row(policy: str, rate: float, num_requests: int, seed: int, cost_fil
     row["groups"] = "".join(outcome.group[-1] for outcome in run.outcomes)  # where each request went
     row["ttft_s"] = [round(outcome.ttft_s, 4) for outcome in run.outcomes]
     row["latency_s"] = [round(outcome.latency_s, 4) for outcome in run.outcomes]
-    return {**row, "real": figures(run.outcomes[NUM_WARM_UP:])}
+    return {**row, "real": figures(run.outcomes[NUM_WARM_UP:]) | {"step_s": run.step_s[-1]}}
 
 
 def predict(row: Mapping[str, Any], cost_file: Path, cost: ProfiledCost, token_s: float) -> dict[str, Any]:
@@ -224,11 +224,13 @@ def predict(row: Mapping[str, Any], cost_file: Path, cost: ProfiledCost, token_s
         overrides_of(row["policy"], cost_file),
     )
     pace = slowness(row["pace_s"], cost_file, cost)
+    warm_up = replace(workload, requests=workload.requests[:NUM_WARM_UP])
     found = []
     for network_s, event_lag_s, factor in VARIANTS:
         overheads = Overheads(slowness=pace, token_s=factor * token_s, network_s=network_s, event_lag_s=event_lag_s)
         outcomes, busy_s = simulate(workload, overrides, cost, overheads)
-        found.append(figures(outcomes[NUM_WARM_UP:]) | {"busy_s": busy_s})
+        _, before_s = simulate(warm_up, overrides, cost, overheads)
+        found.append(figures(outcomes[NUM_WARM_UP:]) | {"step_s": busy_s - before_s})
     means = {name: statistics.mean(variant[name] for variant in found) for name in found[0]}
     latencies = [variant["latency_mean_s"] for variant in found]
     return {"slowness": round(pace, 4), "simulated": means, "variant_latencies_s": latencies}
@@ -267,7 +269,8 @@ def main() -> None:
     for row in document["rows"]:
         row |= predict(row, cost_file, cost, token_s)
     means = over_seeds(document["rows"])
-    document |= {"token_s": token_s, "variants": VARIANTS, "comparison": compare(means)}
+    document |= {"token_s": token_s, "variants": VARIANTS, "means": means, "comparison": compare(means)}
+    document["command"] = document["machine"]["command"]
     show(means, document["comparison"])
     save()
 
