@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from kernels_pallas.family_costs import family_costs
+from kernels_pallas.family_costs import FamilyCosts, family_costs
 from preble_jax.engine.engine import Engine
 from preble_jax.engine.step_cost_fit import fit_step_costs
 from preble_jax.engine.step_probe import StepProber
@@ -149,15 +149,19 @@ def measure(engine: Engine, num_rounds: int, progress: Progress, crowd: Crowd | 
 
 def _fit(engine: Engine, step_s: Mapping[StepKind, float]) -> StepCosts:
     shapes = engine.runner.shapes
-    # One family of n reads a key in the time of family_pass slots: it is made where n are more.
     costs = family_costs(engine.runner.backend)
     return fit_step_costs(
         step_s,
         decode_slots=shapes.decode_slots,
         prefill_tokens=shapes.prefill_sizes,
-        min_sharers=max(2, int(costs.family_pass) + 1) if engine.config.engine.shared_prefix else 0,
+        min_sharers=min_sharers(costs) if engine.config.engine.shared_prefix else 0,
         tile=costs.prompt_tile,
     )
+
+
+def min_sharers(costs: FamilyCosts) -> int:
+    """Sequences that decode and share CONTEXT_TOKENS keys, from which on the planner has them read once; 0: never."""
+    return next((num for num in range(2, 1024) if costs.saved(float(num), num, CONTEXT_TOKENS) > costs.step), 0)
 
 
 class _Prober:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preble_jax.engine.profile import Profile, fit_line, measure
+from kernels_pallas.families import FamilyPlanner
+from kernels_pallas.family_costs import family_costs
+from preble_jax.engine.profile import Profile, fit_line, measure, min_sharers
 from preble_jax.progress import NullProgress
 from preble_jax.sched.step_costs import StepCosts
 
@@ -27,6 +30,22 @@ def test_costs_are_never_negative(points):
     base, slope = fit_line(points)
     assert base >= 0.0
     assert slope >= 0.0
+
+
+@pytest.mark.parametrize("backend", ["jnp", "cpu"])
+def test_keys_are_read_once_from_as_many_on_as_the_planner_says(backend):
+    """Beside n sequences with 64 pages in common and one of their own: a family of all of them, or none."""
+    planner = FamilyPlanner(page_size=16, costs=family_costs(backend))
+    sizes = {"num_decode_slots": 16, "num_tokens": 16}
+    counts = []
+    for num in range(1, 17):
+        page_table = np.array([[*range(64), 64 + row] for row in range(16)], np.int32)
+        kv_lens = np.where(np.arange(16) < num, 65 * 16, 0).astype(np.int32)
+        shared = planner.plan(page_table, np.arange(17, dtype=np.int32), kv_lens, **sizes)
+        counts.append(int(shared.num_families[0]))
+    first = counts.index(1) + 1
+    assert counts == [0] * (first - 1) + [1] * (17 - first)
+    assert min_sharers(family_costs(backend)) == first
 
 
 def test_an_output_token_costs_its_share_of_a_batch():
