@@ -270,7 +270,9 @@ def main() -> None:
         row |= predict(row, cost_file, cost, token_s)
     means = over_seeds(document["rows"])
     document |= {"token_s": token_s, "variants": VARIANTS, "means": means, "comparison": compare(means)}
-    document["command"] = document["machine"]["command"]
+    document["command"] = f"benchmarks/paper/validation.py --cost {arguments.cost}"
+    if arguments.seeds != parser.get_default("seeds"):
+        document["command"] += f" --seeds {' '.join(map(str, arguments.seeds))}"
     show(means, document["comparison"])
     save()
 
