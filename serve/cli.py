@@ -114,6 +114,8 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the costs here, for sched.cost_file")
     parser.add_argument("--cores", type=_cores, metavar="0,1", help="CPU cores to stay on; default: a worker's")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each kind; the median counts")
+    beside = "other groups of this machine beside which steps are measured, too; default: all that the deployment has"
+    parser.add_argument("--neighbours", type=int, metavar="N", help=beside)
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:

@@ -135,7 +135,7 @@ def profile(arguments: argparse.Namespace) -> int:
     from serve.profile import run_profile
 
     config = _as_worker(load_config(arguments.config, arguments.overrides))
-    return run_profile(config, arguments.output, arguments.cores, arguments.rounds)
+    return run_profile(config, arguments.output, arguments.cores, arguments.rounds, arguments.neighbours)
 
 
 def bench(arguments: argparse.Namespace) -> int:

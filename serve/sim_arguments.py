@@ -52,6 +52,8 @@ def _cluster_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--prefill-tokens", type=int, default=0, metavar="N", help="prompt tokens a step; 0: likewise")
     group.add_argument("--max-num-seqs", type=int, default=0, metavar="N", help="running sequences; 0: likewise")
     group.add_argument("--event-lag", type=float, default=0.0, metavar="S", help="what groups report arrives later")
+    beside = "groups that share a machine and slow each other down, where the cost model was measured for it"
+    group.add_argument("--groups-per-host", type=int, default=1, metavar="N", help=beside)
     group.add_argument("--network", type=float, default=0.0, metavar="S", help="from the frontend to a group")
     group.add_argument("--horizon", type=float, metavar="S", help="stop the simulated clock here")
     fault = "kill, restart, drain or undrain a group: kill:1@30; may be given several times"
@@ -157,6 +159,7 @@ def _settings(
         max_num_seqs=arguments.max_num_seqs,
         event_lag_s=arguments.event_lag,
         network_s=arguments.network,
+        groups_per_host=arguments.groups_per_host,
         faults=tuple(parse_fault(text) for text in arguments.fault),
         seed=seed,
         horizon_s=arguments.horizon,

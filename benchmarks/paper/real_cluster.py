@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,12 +39,13 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class RealRun:
-    """outcomes: in the workload's order. step_s: by group, seconds in which its steps ran. other_cpu_s: of the client,
-    the frontend and the scheduler, which run on the workers' cores. late_s: the most by which a request was sent late.
+    """outcomes: in the workload's order. step_s: seconds in which all groups' steps ran, from each of the times that
+    were asked for to the next one, or to the end. other_cpu_s: of the client, the frontend and the scheduler, which run
+    on the workers' cores. late_s: the most by which a request was sent late.
     """
 
     outcomes: list[Outcome]
-    step_s: dict[str, float]
+    step_s: list[float]
     other_cpu_s: float
     late_s: float
 
@@ -59,15 +61,16 @@ def prompt_tokens(request: SimRequest, index: int, block_size: int) -> list[int]
     return tokens + [draw.randrange(*_TOKENS) for _ in range(request.num_prompt - len(tokens))]
 
 
-def run_on_cluster(workload: Workload, overrides: Mapping[str, str]) -> RealRun:
-    """On a cluster of its own, with the default configuration and these overrides. No request may follow another."""
+def run_on_cluster(workload: Workload, overrides: Mapping[str, str], times_s: Sequence[float]) -> RealRun:
+    """On a cluster of its own, with the default configuration and these overrides. No request may follow another.
+    times_s: see RealRun.step_s; no step may run then, nor a report of steps be on its way."""
     assert all(request.follows is None for request in workload.requests)
     with Cluster(None, {**ANY_PORT, **overrides}, progress=NullProgress(), echo=lambda line: None) as cluster:
         pids = [child.process.pid for name, child in cluster.children.items() if not name.startswith("worker")]
-        return asyncio.run(_run(workload, cluster, pids))
+        return asyncio.run(_run(workload, cluster, pids, times_s))
 
 
-async def _run(workload: Workload, cluster: Cluster, pids: list[int]) -> RealRun:
+async def _run(workload: Workload, cluster: Cluster, pids: list[int], times_s: Sequence[float]) -> RealRun:
     prompts = [prompt_tokens(request, index, workload.block_size) for index, request in enumerate(workload.requests)]
     outcomes: list[Outcome | None] = [None] * len(prompts)
     late: list[float] = []
@@ -93,17 +96,23 @@ async def _run(workload: Workload, cluster: Cluster, pids: list[int]) -> RealRun
             group=usage.group,
         )
 
+    async def total_step_s(at_s: float) -> float:
+        await asyncio.sleep(max(0.0, at_s - time.perf_counter()))
+        state = await scheduler_pb2_grpc.SchedulerStub(channel).GetState(pb.GetStateRequest(), timeout=5.0)
+        return sum(group.load.step_s for group in state.groups)
+
     async with AsyncClient(cluster.frontend_address) as client, open_channel(cluster.scheduler_address) as channel:
         cpu_s, began = _cpu_s(pids), time.perf_counter() + 0.5
         async with asyncio.TaskGroup() as tasks:
+            totals = [tasks.create_task(total_step_s(began + time_s)) for time_s in times_s]
             for index, request in enumerate(workload.requests):
                 tasks.create_task(ask(index, request, began))
         cpu_s = _cpu_s(pids) - cpu_s
         await asyncio.sleep(2 * cluster.config.serve.report_interval_s)  # the last load report
-        state = await scheduler_pb2_grpc.SchedulerStub(channel).GetState(pb.GetStateRequest(), timeout=5.0)
+        step_s = [*(total.result() for total in totals), await total_step_s(0.0)]
     return RealRun(
         outcomes=[outcome for outcome in outcomes if outcome is not None],
-        step_s={group.hello.group.group: group.load.step_s for group in state.groups},
+        step_s=[after - before for before, after in itertools.pairwise(step_s)],
         other_cpu_s=cpu_s,
         late_s=max(late),
     )

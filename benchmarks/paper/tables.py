@@ -33,6 +33,22 @@ def mean(row: Row, measure: str, form: str) -> str:
     return f"{value:{form}}" + (f" ± {half:{form}}" if row["seeds"] > 1 else "")
 
 
+def truth(document: Mapping[str, Any]) -> str:
+    """The real cluster beside the simulator."""
+    lines, before = [], None
+    for row in sorted(document["means"], key=lambda row: row["rate"]):
+        real, simulated = row["real"], row["simulated"]
+        latencies = (real["latency_mean_s"], simulated["latency_mean_s"])
+        error = f"{latencies[1] / latencies[0] - 1:+.0%}"
+        hits = [f"{100 * side['hit_ratio']:.1f}%" for side in (real, simulated)]
+        rate = f"{row['rate']:g}/s" if row["rate"] != before else ""
+        policy = row["policy"].replace("_", " ")
+        lines.append([rate, policy, *(f"{latency:.2f} s" for latency in latencies), error, *hits])
+        before = row["rate"]
+    head = ["rate", "policy", "mean latency, real", "simulated", "error", "hit ratio, real", "simulated"]
+    return table(head, lines)
+
+
 def figure3(document: Mapping[str, Any]) -> str:
     """Of each cluster and workload: the rate at which E2 gains most over round robin, and all rates together."""
     gains: dict[tuple[str, ...], list[Row]] = {}
@@ -162,6 +178,7 @@ def _spread(value: Sequence[float], form: str) -> str:
 
 
 TABLES = (
+    ("validation_epyc_2core", (truth,)),
     ("tournament", (tournament, tournament_totals, tournament_fixed)),
     ("default_ablation", (ablation,)),
     ("preble_figure3", (figure3,)),

@@ -32,9 +32,24 @@ def figures(counted: Sequence[Outcome]) -> dict[str, float]:
     }
 
 
+def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each rate and policy: means over its seeds."""
+    found = []
+    for rate, policy in dict.fromkeys((row["rate"], row["policy"]) for row in rows):
+        here = [row for row in rows if (row["rate"], row["policy"]) == (rate, policy)]
+        mean: dict[str, Any] = {"rate": rate, "policy": policy, "seeds": [row["seed"] for row in here]}
+        for side in ("real", "simulated"):
+            mean[side] = {name: statistics.mean(row[side][name] for row in here) for name in here[0][side]}
+        variants = zip(*(row["variant_latencies_s"] for row in here), strict=True)
+        mean["variant_latencies_s"] = [statistics.mean(latencies) for latencies in variants]
+        found.append(mean)
+    return found
+
+
 def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What was wanted, and whether it came out. rankings: quickest first; reversed: pairs in another order than in the
-    real cluster, with how far apart they are in either; first_in_variants: how often a policy came first."""
+    """What was wanted, and whether it came out. rankings: quickest first; ranking_misses: pairs in another order than
+    in the real cluster, with how far apart they are in either, and in how many variants they are as in the real one;
+    first_in_variants: how often a policy came first."""
     latency = {_name(row): row["simulated"]["latency_mean_s"] / row["real"]["latency_mean_s"] - 1 for row in rows}
     hits = {_name(row): row["simulated"]["hit_ratio"] - row["real"]["hit_ratio"] for row in rows}
     rankings, firsts, turned = {}, {}, list[str]()
@@ -70,7 +85,12 @@ def _reversed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             one[side]["latency_mean_s"] / other[side]["latency_mean_s"] - 1 for side in ("real", "simulated")
         )
         if real * simulated < 0:
-            found.append(f"{_name(one)} to {other['policy']}: {real:+.1%} real, {simulated:+.1%} simulated")
+            variants = list(zip(one["variant_latencies_s"], other["variant_latencies_s"], strict=True))
+            as_real = sum((mine < its) == (real < 0) for mine, its in variants)
+            found.append(
+                f"{_name(one)} to {other['policy']}: {real:+.1%} real, {simulated:+.1%} simulated, as in reality in "
+                f"{as_real} of {len(variants)} variants"
+            )
     return found
 
 

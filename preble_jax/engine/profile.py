@@ -10,10 +10,11 @@ import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from kernels_pallas.family_costs import family_costs
+from kernels_pallas.family_costs import FamilyCosts, family_costs
 from preble_jax.engine.engine import Engine
 from preble_jax.engine.step_cost_fit import fit_step_costs
 from preble_jax.engine.step_probe import StepProber
@@ -30,12 +31,23 @@ CONTEXT_TOKENS = 1024
 OUTPUT_TOKENS = 24
 
 
+class Crowd(Protocol):
+    """Other device groups of this machine, idle until they are told to compute."""
+
+    def __len__(self) -> int: ...
+
+    def busy(self) -> AbstractContextManager[None]:
+        """Inside, all of them compute."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """Medians over rounds, seconds. prefill_s: by prompt tokens. decode_step_s: by sequences that decode together, each
     with context_tokens behind it. devices: kinds of the mesh's.
 
-    step_s: by what was in a step; step_costs: fitted to it. engine: the engine's limits, as preble_jax.sim calls them.
+    step_s: by what was in a step; step_costs: fitted to it. crowded_step_s, crowded_step_costs: the same beside
+    num_neighbours other groups that were busy. engine: the engine's limits, as preble_jax.sim calls them.
     """
 
     prefill_s: Mapping[int, float]
@@ -44,6 +56,9 @@ class Profile:
     devices: tuple[str, ...] = ()
     step_s: Mapping[StepKind, float] = field(default_factory=dict)
     step_costs: StepCosts | None = None
+    crowded_step_s: Mapping[StepKind, float] = field(default_factory=dict)
+    crowded_step_costs: StepCosts | None = None
+    num_neighbours: int = 0
     engine: Mapping[str, int] = field(default_factory=dict)
 
     def costs(self) -> dict[str, float]:
@@ -63,16 +78,23 @@ class Profile:
 
     def step_errors(self) -> dict[StepKind, float]:
         """Fitted over measured, less 1."""
-        if self.step_costs is None:
-            return {}
-        return {kind: self.step_costs.seconds(kind) / seconds - 1.0 for kind, seconds in self.step_s.items()}
+        return _errors(self.step_costs, self.step_s)
+
+    def crowded_step_errors(self) -> dict[StepKind, float]:
+        return _errors(self.crowded_step_costs, self.crowded_step_s)
 
 
-def measure(engine: Engine, num_rounds: int, progress: Progress) -> Profile:
+def _errors(costs: StepCosts | None, step_s: Mapping[StepKind, float]) -> dict[StepKind, float]:
+    if costs is None:
+        return {}
+    return {kind: costs.seconds(kind) / seconds - 1.0 for kind, seconds in step_s.items()}
+
+
+def measure(engine: Engine, num_rounds: int, progress: Progress, crowd: Crowd | None = None) -> Profile:
     """Runs prompts nobody has cached, and batches that decode. The engine must be idle; what it cached is forgotten.
 
     Lengths and batches beyond the engine's limits are left out. Rounds are interleaved, so that a machine that is slow
-    for a while is slow for all of them.
+    for a while is slow for all of them. crowd: with any in it, steps are measured beside them, too.
     """
     prober, steps = _Prober(engine), StepProber(engine)
     room = engine.limits.max_model_len - OUTPUT_TOKENS - 1
@@ -84,7 +106,8 @@ def measure(engine: Engine, num_rounds: int, progress: Progress) -> Profile:
     prefill: dict[int, list[float]] = {num: [] for num in prompts}
     decode: dict[int, list[float]] = {num: [] for num in batches}
     step: dict[StepKind, list[float]] = {probe.kind: [] for probe in probes}
-    num_measured = len(prompts) + len(batches) + len(probes)
+    crowded: dict[StepKind, list[float]] = {probe.kind: [] for probe in probes if crowd}
+    num_measured = len(prompts) + len(batches) + len(step) + len(crowded)
     for num in prompts:  # what runs for the first time takes longer
         prober.prefill_s(num)
     with progress.task("measuring steps", total=num_rounds * num_measured) as task:
@@ -98,8 +121,13 @@ def measure(engine: Engine, num_rounds: int, progress: Progress) -> Profile:
             for probe in probes:  # after the others, so that what it caches stays for all of them
                 step[probe.kind].append(steps.step_s(probe))
                 task.advance()
+            if crowd:
+                with crowd.busy():
+                    for probe in probes:
+                        crowded[probe.kind].append(steps.step_s(probe))
+                        task.advance()
     engine.reset_prefix_cache()
-    step_s = _medians(step)
+    step_s, crowded_step_s = _medians(step), _medians(crowded)
     return Profile(
         prefill_s=_medians(prefill),
         decode_step_s=_medians(decode),
@@ -107,6 +135,9 @@ def measure(engine: Engine, num_rounds: int, progress: Progress) -> Profile:
         devices=tuple(device.device_kind for device in engine.runner.mesh.devices.flat),
         step_s=step_s,
         step_costs=_fit(engine, step_s),
+        crowded_step_s=crowded_step_s,
+        crowded_step_costs=_fit(engine, crowded_step_s) if crowd else None,
+        num_neighbours=len(crowd) if crowd else 0,
         engine={
             "prefill_tokens": engine.limits.prefill_tokens,
             "max_prefill_seqs": engine.limits.max_prefill_seqs,
@@ -118,15 +149,19 @@ def measure(engine: Engine, num_rounds: int, progress: Progress) -> Profile:
 
 def _fit(engine: Engine, step_s: Mapping[StepKind, float]) -> StepCosts:
     shapes = engine.runner.shapes
-    # One family of n reads a key in the time of family_pass slots: it is made where n are more.
     costs = family_costs(engine.runner.backend)
     return fit_step_costs(
         step_s,
         decode_slots=shapes.decode_slots,
         prefill_tokens=shapes.prefill_sizes,
-        min_sharers=max(2, int(costs.family_pass) + 1) if engine.config.engine.shared_prefix else 0,
+        min_sharers=min_sharers(costs) if engine.config.engine.shared_prefix else 0,
         tile=costs.prompt_tile,
     )
+
+
+def min_sharers(costs: FamilyCosts) -> int:
+    """Sequences that decode and share CONTEXT_TOKENS keys, from which on the planner has them read once; 0: never."""
+    return next((num for num in range(2, 1024) if costs.saved(float(num), num, CONTEXT_TOKENS) > costs.step), 0)
 
 
 class _Prober:

@@ -12,7 +12,7 @@ _SWEEPS = 20_000
 _TOLERANCE = 1e-12
 # A term that what was measured hardly tells from others stays small rather than arbitrary.
 _RIDGE = 1e-6
-_LEAST_SHARE = 0.2
+_LEAST_SHARE = 0.05
 
 
 def fit_step_costs(
@@ -39,15 +39,16 @@ def fit_step_costs(
     times = np.array(list(measured.values()))
     # What a shape costs before any key is read: some share of its quickest step, however noisy the machine.
     quickest = [times[terms[:, k] > 0].min() for k in range(num_shapes)]
-    floor = np.array([*(_LEAST_SHARE * value for value in quickest), *([0.0] * len(KEY_TERMS))])
+    floor = np.array([*(_LEAST_SHARE * value for value in quickest), *([0.0] * (len(KEY_TERMS) + 1))])
     found = fit_bounded(terms, times, floor).tolist()
     seconds = [float(f"{value:.4g}") for value in found]
     return StepCosts(
         decode_s=tuple(zip(decode_slots, seconds[:num_decode], strict=True)),
         mixed_s=tuple(zip(prefill_tokens, seconds[num_decode:num_shapes], strict=True)),
-        keys=KeyCosts(**dict(zip(KEY_TERMS, seconds[num_shapes:], strict=True))),
+        keys=KeyCosts(**dict(zip(KEY_TERMS, seconds[num_shapes:-1], strict=True))),
         min_sharers=min_sharers,
         tile=tile,
+        dispatch_s=seconds[-1],
     )
 
 
@@ -81,18 +82,20 @@ def fit_bounded(terms: np.ndarray, seconds: np.ndarray, floor: np.ndarray) -> np
 
 
 def step_terms(kind: StepKind, shapes: StepCosts) -> list[float]:
-    """What the costs are multiplied by: 1 for the shape it runs in, 0 for the others, then the sizes of KEY_TERMS.
+    """What the costs are multiplied by: 1 for the shape it runs in, 0 for the others, then the sizes of KEY_TERMS, and
+    the step's share of a dispatch.
 
     As `StepCosts.seconds` is linear in the costs, this is what it says when one of them is 1 and the others are 0.
     """
 
-    def seconds(decode: int, mixed: int, **keys: float) -> float:
+    def seconds(decode: int, mixed: int, dispatch_s: float = 0.0, **keys: float) -> float:
         costs = StepCosts(
             decode_s=tuple((slots, float(i == decode)) for i, (slots, _) in enumerate(shapes.decode_s)),
             mixed_s=tuple((tokens, float(i == mixed)) for i, (tokens, _) in enumerate(shapes.mixed_s)),
             keys=KeyCosts(**keys),
             min_sharers=shapes.min_sharers,
             tile=shapes.tile,
+            dispatch_s=dispatch_s,
         )
         return costs.seconds(kind)
 
@@ -100,4 +103,5 @@ def step_terms(kind: StepKind, shapes: StepCosts) -> list[float]:
         *(seconds(i, -1) for i in range(len(shapes.decode_s))),
         *(seconds(-1, i) for i in range(len(shapes.mixed_s))),
         *(seconds(-1, -1, **{name: 1.0}) for name in KEY_TERMS),
+        seconds(-1, -1, 1.0),
     ]

@@ -23,12 +23,13 @@ CONTEXTS = (64, 1024, 2048)
 DECODE_STEPS = 12  # measured in a round
 REPEATS = 3  # of a chunk in a round
 WARM_UP_STEPS = 2
+_FEW_TOKENS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """num_rows sequences of `context` tokens decode, their first num_shared tokens the same; beside them num_chunks
-    prompt chunks of `extend` tokens each, up to `length`."""
+    prompt chunks of `extend` tokens each, up to `length`. num_steps: without chunks, decode steps a dispatch."""
 
     num_rows: int = 0
     context: int = 0
@@ -36,6 +37,7 @@ class Probe:
     num_chunks: int = 0
     extend: int = 0
     length: int = 0
+    num_steps: int = 1
 
     @property
     def kind(self) -> StepKind:
@@ -45,16 +47,27 @@ class Probe:
             longest_decode=self.context,
             num_shared=self.num_shared,
             chunks=((self.extend, self.length),) * self.num_chunks,
+            num_steps=self.num_steps,
         )
 
 
-def choose_probes(shapes: StepShapes, *, room: int, pool: int, page_size: int, max_prefill_seqs: int) -> list[Probe]:
+def choose_probes(
+    shapes: StepShapes, *, room: int, pool: int, page_size: int, max_prefill_seqs: int, decode_steps: int = 1
+) -> list[Probe]:
     """Steps that tell the terms of StepCosts apart, in every compiled shape. room: tokens of one sequence, pool: of all
-    that are cached at a time."""
+    that are cached at a time. decode_steps: that a dispatch may be."""
     room = min(room, pool // 2)
     probes: dict[StepKind, Probe] = {}
 
-    def add(num_rows: int, context: int, *, is_shared: bool = False, num_chunks: int = 0, extend: int = 0) -> None:
+    def add(
+        num_rows: int,
+        context: int,
+        *,
+        is_shared: bool = False,
+        num_chunks: int = 0,
+        extend: int = 0,
+        num_steps: int = 1,
+    ) -> None:
         """With less context where there is no room for so much; a chunk starts behind full pages."""
         context = min(context, room, pool // (2 * max(1, num_rows)) if not is_shared else room)
         num_shared = max(0, context // page_size - 1) * page_size if is_shared else 0
@@ -65,6 +78,7 @@ def choose_probes(shapes: StepShapes, *, room: int, pool: int, page_size: int, m
             num_chunks=num_chunks,
             extend=extend,
             length=max(0, context - extend) // page_size * page_size + extend if num_chunks else 0,
+            num_steps=num_steps,
         )
         if probe.length <= room:
             probes.setdefault(probe.kind, probe)
@@ -73,6 +87,7 @@ def choose_probes(shapes: StepShapes, *, room: int, pool: int, page_size: int, m
     for slots in shapes.decode_slots:
         for num_rows, context in itertools.product((smaller + 1, slots), CONTEXTS):
             add(num_rows, context)
+        add(smaller + 1, CONTEXTS[1], num_steps=decode_steps)
         add(slots, CONTEXTS[1], is_shared=True)
         smaller = slots
     half = max(1, shapes.decode_slots[-1] // 2)
@@ -80,7 +95,8 @@ def choose_probes(shapes: StepShapes, *, room: int, pool: int, page_size: int, m
     for tokens in shapes.prefill_sizes:
         for context in CONTEXTS:
             add(0, context, num_chunks=1, extend=tokens)
-        add(0, CONTEXTS[1], num_chunks=1, extend=(least + tokens) // 2)
+        for extend in (min(least + _FEW_TOKENS, tokens), (least + tokens) // 2):  # whether padding costs
+            add(0, CONTEXTS[1], num_chunks=1, extend=extend)
         several = min(max(4, -(-tokens // room)), max_prefill_seqs)
         add(0, CONTEXTS[1], num_chunks=several, extend=max(1, min(tokens // several, room)))
         for num_rows, context in ((1, CONTEXTS[1]), (half, CONTEXTS[0]), (half, CONTEXTS[1])):
@@ -116,6 +132,7 @@ class StepProber:
             pool=engine.cache.pool.num_pages * page_size,
             page_size=page_size,
             max_prefill_seqs=engine.limits.max_prefill_seqs,
+            decode_steps=engine.config.engine.decode_steps if engine.config.engine.max_dispatch_s else 1,
         )
 
     def step_s(self, probe: Probe) -> float:
@@ -129,8 +146,8 @@ class StepProber:
         self._start_rows(probe)
         seconds = [
             done.seconds / done.num_steps
-            for done in self._dispatches()
-            if not done.num_extend and done.num_rows == done.num_steps * probe.num_rows
+            for done in self._dispatches(probe.num_steps)
+            if not done.num_extend and done.num_rows == probe.num_steps * probe.num_rows
         ]
         return seconds[WARM_UP_STEPS:] or seconds
 
@@ -167,10 +184,12 @@ class StepProber:
             if not done.num_extend and done.num_rows == done.num_steps * num_rows:
                 return
 
-    def _dispatches(self) -> Iterator[_Dispatch]:
-        """Steps until nothing is left."""
+    def _dispatches(self, decode_steps: int = 1) -> Iterator[_Dispatch]:
+        """Steps until nothing is left, so many of them a dispatch where all there is decodes."""
         engine, ledger = self._engine, self._engine.ledger
         while engine.has_work:
+            # What the engine goes by; a little less, because of rounding.
+            ledger.decode_step_s = engine.config.engine.max_dispatch_s / (2 * decode_steps + 0.5)
             count, seconds = ledger.dispatches, ledger.step_s
             extend, rows, steps = ledger.total.extend_tokens, ledger.decode_rows, ledger.steps
             engine.step()

@@ -37,11 +37,12 @@ class Listener(Protocol):
     def refused(self, attempt: Attempt, error: OverloadedError | PromptTooLongError, now: float) -> None: ...
 
 
-class _Dispatch(NamedTuple):
-    """busy_s: how long it takes the device."""
+class Dispatch(NamedTuple):
+    """busy_s: how long it takes the device; crowded_s: beside busy groups of the same machine, see `host`."""
 
     plan: StepPlan
     busy_s: float
+    crowded_s: float = 0.0
 
 
 class SimGroup:
@@ -89,9 +90,9 @@ class SimGroup:
         self.ledger.start()
         self._inbox: list[Attempt] = []
         self._tokenless: dict[str, Sequence] = {}  # admitted, without a token so far
-        self._running: _Dispatch | None = None
+        self._running: Dispatch | None = None
         self._ends_s = 0.0  # when what runs ends
-        self._behind: _Dispatch | None = None
+        self._behind: Dispatch | None = None
         self._coast: Coast | None = None
 
     def undrain(self) -> None:
@@ -161,15 +162,21 @@ class SimGroup:
             plan = self.scheduler.schedule(now, self.ledger.max_steps())
             if plan is None:
                 return
-            dispatch = _Dispatch(plan, self.ledger.busy_s(plan, self.cache))
+            dispatch = self._price(plan)
             self._note_admissions(plan, now)
             self.scheduler.started(plan)
             if self._running is None:
-                self._run(dispatch, now + dispatch.busy_s)
+                self._begin(dispatch, now)
             else:
                 self._behind = dispatch
 
-    def _run(self, dispatch: _Dispatch, ends_s: float) -> None:
+    def _price(self, plan: StepPlan) -> Dispatch:
+        return Dispatch(plan, self.ledger.busy_s(plan, self.cache))
+
+    def _begin(self, dispatch: Dispatch, now: float) -> None:
+        self._run(dispatch, now + dispatch.busy_s)
+
+    def _run(self, dispatch: Dispatch, ends_s: float) -> None:
         self._running, self._ends_s = dispatch, ends_s
         self._num_runs += 1
         self._events.push(ends_s, self._ended, self._num_runs)
@@ -181,7 +188,7 @@ class SimGroup:
         assert done is not None
         if self._behind is not None:
             behind, self._behind = self._behind, None
-            self._run(behind, now + behind.busy_s)
+            self._begin(behind, now)
         self._settle(done, now)
         self._take_inbox(now)
         if not self._begin_coast():
@@ -236,7 +243,7 @@ class SimGroup:
             if plan is None or len(plan.decode) != coast.num_rows or plan.prefill:
                 raise InvariantError(f"group {self.name}: expected to coast with {coast.num_rows} rows, got {plan}")
             self.scheduler.started(plan)
-            self._run(_Dispatch(plan, coast.busy_s[step]), coast.ends_s[step])
+            self._run(Dispatch(plan, coast.busy_s[step]), coast.ends_s[step])
 
     def catch_up(self, now: float) -> None:
         """Makes up for steps of a coast. To be called before anything of the group is looked at."""
@@ -254,7 +261,7 @@ class SimGroup:
 
     # -- results -----------------------------------------------------------------------------------
 
-    def _settle(self, done: _Dispatch, now: float) -> None:
+    def _settle(self, done: Dispatch, now: float) -> None:
         self.ledger.count(done.plan, done.busy_s)
         if done.plan.num_steps == 1:
             self.scheduler.settle_step(done.plan)

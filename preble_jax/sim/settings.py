@@ -37,6 +37,8 @@ class SimSettings:
     event_lag_s: KV events, load reports and reports of first tokens and ends reach the scheduler so much later.
     report_interval_s: between a group's reports (KV events and load), and between the scheduler's ticks.
     network_s: from the frontend to the group.
+    groups_per_host: groups that share a machine, each with cores of its own: those with a number below it are on the
+        first one, and so on. Their steps take longer while others of the machine compute, where the cost model knows.
     decode_steps, max_dispatch_s: as in EngineSettings: tokens that a dispatch may make while nobody waits.
     coast: groups that do nothing but decode are advanced many steps at a time: the same result, faster.
     faults: in any order. horizon_s: where the simulated clock is stopped; None: when all requests have ended.
@@ -55,6 +57,7 @@ class SimSettings:
     event_lag_s: float = 0.0
     report_interval_s: float = 0.25
     network_s: float = 0.0
+    groups_per_host: int = 1
     decode_steps: int = 8
     max_dispatch_s: float = 0.05
     coast: bool = True
@@ -63,7 +66,7 @@ class SimSettings:
     horizon_s: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_groups", "page_size", "decode_steps"):
+        for name in ("num_groups", "page_size", "decode_steps", "groups_per_host"):
             self._require(name, 1)
         for name in ("kv_tokens", "prefill_tokens", "max_prefill_seqs", "max_num_seqs"):
             self._require(name, 0)

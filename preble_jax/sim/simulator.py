@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -18,9 +18,11 @@ from preble_jax.sched import GlobalScheduler
 from preble_jax.sched.queues import make_queue
 from preble_jax.sim.attempt import Attempt
 from preble_jax.sim.cost.base import StepCost
+from preble_jax.sim.cost.profiled import ProfiledCost
 from preble_jax.sim.event_queue import EventQueue
 from preble_jax.sim.frontend import Frontend
 from preble_jax.sim.group import SimGroup
+from preble_jax.sim.host import CrowdedGroup, Host
 from preble_jax.sim.limits import SimLimits
 from preble_jax.sim.link import SchedulerLink
 from preble_jax.sim.page_hashes import check_workload
@@ -83,6 +85,7 @@ class Simulator:
             network_s=settings.network_s,
             stop=stop,
         )
+        self._hosts: list[Host] = []
         self.groups = [self._make_group(number) for number in range(settings.num_groups)]
         self.frontend.groups = {group.name: group for group in self.groups}
         now, interval_s = self.events.now, settings.report_interval_s
@@ -104,7 +107,7 @@ class Simulator:
             max_waiting=settings.queue.max_waiting,
         )
         name = f"group-{number}"
-        return SimGroup(
+        return self._group_class(number)(
             name,
             limits,
             lambda generation: PrefixCache(num_pages, settings.page_size, generation=generation),
@@ -115,6 +118,15 @@ class Simulator:
             coast=settings.coast,
             sums_exactly=settings.sums_exactly,
         )
+
+    def _group_class(self, number: int) -> Callable[..., SimGroup]:
+        """Where groups have no neighbours that cost them anything, the plain one, which is faster."""
+        crowding = self.cost.crowding if isinstance(self.cost, ProfiledCost) else None
+        if self.settings.groups_per_host == 1 or crowding is None:
+            return SimGroup
+        if number % self.settings.groups_per_host == 0:
+            self._hosts.append(Host(crowding.num_neighbours))
+        return partial(CrowdedGroup, self._hosts[-1], crowding.cost)
 
     def _advance(self) -> Iterator[int]:
         """Requests that have not ended, now and then."""

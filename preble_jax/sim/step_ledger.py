@@ -46,17 +46,18 @@ class StepLedger:
             return 1
         return max(1, min(self._decode_steps, int(self._max_dispatch_s / (2 * self._decode_step_s))))
 
-    def busy_s(self, plan: StepPlan, cache: PrefixCache) -> float:
-        """Seconds of all steps of a dispatch that was just planned."""
-        decode = plan.decode
+    def busy_s(self, plan: StepPlan, cache: PrefixCache, cost: StepCost | None = None) -> float:
+        """Seconds of all steps of a dispatch that was just planned. cost: None: the ledger's."""
+        step_s = (cost or self.cost).step_s
+        decode, num_steps = plan.decode, plan.num_steps
         unique = (cache.pool.num_pages - cache.num_available) * cache.page_size
         chunks = [(num_tokens, start + num_tokens) for _, start, num_tokens, _ in plan.prefill]
         context = sum([start for _, start, _, _ in decode]) + len(decode)
-        seconds = self.cost.step_s(StepWork(len(decode), context, chunks, unique))
-        for step in range(1, plan.num_steps):
+        seconds = step_s(StepWork(len(decode), context, chunks, unique, 0, num_steps))
+        for step in range(1, num_steps):
             rows = [row for row in decode if row.num_made > step]
             context = sum([row.start for row in rows]) + (step + 1) * len(rows)
-            seconds += self.cost.step_s(StepWork(len(rows), context, (), unique))
+            seconds += step_s(StepWork(len(rows), context, (), unique, 0, num_steps))
         return seconds
 
     def count(self, plan: StepPlan, busy_s: float) -> None:

@@ -18,12 +18,16 @@ from preble_jax.sched.step_costs import KEY_TERMS, KeyCosts, StepCosts, StepKind
 TRUE = StepCosts(
     decode_s=((8, 0.027), (16, 0.033)),
     mixed_s=((64, 0.076), (256, 0.18)),
-    keys=KeyCosts(row_s=2e-4, key_s=2e-6, slot_key_s=1.6e-6, shared_key_s=1e-5, chunk_s=2e-3, pair_s=3.5e-7),
+    keys=KeyCosts(
+        row_s=2e-4, key_s=2e-6, slot_key_s=1.6e-6, shared_key_s=1e-5, chunk_s=2e-3, pair_s=3.5e-7, token_s=2e-4
+    ),
     min_sharers=5,
     tile=32,
+    dispatch_s=3e-3,
 )
 KINDS = [
     *(StepKind(n, n * c, c, 0, ()) for n in (1, 4, 8, 9, 16) for c in (64, 1024, 2048)),
+    *(StepKind(n, n * 1024, 1024, 0, (), 8) for n in (1, 9)),
     *(StepKind(n, n * 1024, 1024, 1000, ()) for n in (4, 8, 16)),
     *(StepKind(0, 0, 0, 0, ((e, s),)) for e in (16, 64, 65, 256) for s in (256, 1024, 2048)),
     *(StepKind(0, 0, 0, 0, ((16, 1024),) * 4) for _ in range(1)),
@@ -86,7 +90,7 @@ def test_no_better_solution_is_near(seed: int) -> None:
 @pytest.mark.parametrize(("room", "pool"), [(8000, 65_536), (2000, 23_296), (500, 2048), (200, 1024), (70, 4096)])
 def test_probes_reach_every_shape_within_the_room(room: int, pool: int) -> None:
     shapes = StepShapes(EngineSettings(max_num_seqs=16, decode_buckets=(8, 16), prefill_buckets=(64, 256)))
-    probes = choose_probes(shapes, room=room, pool=pool, page_size=16, max_prefill_seqs=16)
+    probes = choose_probes(shapes, room=room, pool=pool, page_size=16, max_prefill_seqs=16, decode_steps=8)
     for probe in probes:
         assert max(probe.context, probe.length) <= room
         assert probe.num_rows * (probe.context - probe.num_shared) + probe.num_shared <= pool
@@ -104,6 +108,7 @@ def test_probes_reach_every_shape_within_the_room(room: int, pool: int) -> None:
     "probe",
     [
         Probe(num_rows=3, context=40),
+        Probe(num_rows=2, context=40, num_steps=4),
         Probe(num_rows=4, context=64, num_shared=40),
         Probe(num_chunks=1, extend=40, length=120),
         Probe(num_chunks=2, extend=16, length=16),
@@ -116,12 +121,13 @@ def test_steps_are_of_the_kind_that_was_asked_for(make_engine, monkeypatch, prob
     dispatch = engine.runner.dispatch
 
     def remember(plan, packed):
-        planned.append((len(plan.decode), tuple((row.num_tokens, row.start + row.num_tokens) for row in plan.prefill)))
+        chunks = tuple((row.num_tokens, row.start + row.num_tokens) for row in plan.prefill)
+        planned.append((len(plan.decode), chunks, plan.num_steps))
         return dispatch(plan, packed)
 
     monkeypatch.setattr(engine.runner, "dispatch", remember)
     assert StepProber(engine).step_s(probe) > 0.0
-    assert (probe.num_rows, probe.kind.chunks) in planned
+    assert (probe.num_rows, probe.kind.chunks, probe.num_steps) in planned
     assert not engine.has_work
     engine.scheduler.validate()
 
@@ -141,5 +147,10 @@ def test_terms_are_what_costs_are_multiplied_by() -> None:
             "chunk_s": 2,
             "chunk_key_s": 910,
             "pair_s": sum(range(837, 901)) + 32 * sum(range(1, 11)) / 10,
+            "token_s": 74,
         }[name]
         assert grown == pytest.approx(expected)
+    longer = replace(TRUE, dispatch_s=TRUE.dispatch_s + 1.0)
+    assert longer.seconds(kind) == pytest.approx(whole), "with chunks it is no dispatch of decode steps"
+    decode = kind._replace(chunks=(), num_steps=4)
+    assert longer.seconds(decode) - TRUE.seconds(decode) == pytest.approx(0.25)

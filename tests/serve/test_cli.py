@@ -69,6 +69,11 @@ def test_settings_that_cannot_work(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "--json" in error_line(capsys)
 
 
+def test_more_neighbours_than_the_deployment_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "--neighbours", "2"]) == 2
+    assert "--neighbours: expected at most" in error_line(capsys)
+
+
 def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([])

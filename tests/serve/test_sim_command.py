@@ -149,10 +149,11 @@ def test_a_file_that_cannot_be_written_is_one_line(
 
 def test_faults_and_lag(tmp_path: Path) -> None:
     arguments = ["--fault", "kill:1@1", "--fault", "restart:1@2", "--event-lag", 0.05, "--network", 0.001]
+    arguments += ["--groups-per-host", 2]
     document = run(*arguments, out=tmp_path / "out.json")
     sim = document["settings"]["sim"]
     assert [fault["kind"] for fault in sim["faults"]] == ["kill", "restart"]
-    assert (sim["event_lag_s"], sim["network_s"]) == (0.05, 0.001)
+    assert (sim["event_lag_s"], sim["network_s"], sim["groups_per_host"]) == (0.05, 0.001, 2)
     assert document["summary"]["retried"] + document["summary"]["failed"] > 0
     assert parse_fault("drain:3@0.5").group == 3
 

@@ -15,6 +15,7 @@ class StepWork(NamedTuple):
     unique_context: distinct tokens that all of them read, shared prefixes counted once.
     longest_decode: length of the longest sequence that decodes; 0: not known, the mean is taken for it. Backends that
         read a batch in lockstep wait for the longest.
+    num_steps: decode steps of the dispatch that it is one of.
     """
 
     num_decode: int
@@ -22,6 +23,7 @@ class StepWork(NamedTuple):
     chunks: Sequence[tuple[int, int]]
     unique_context: int
     longest_decode: int = 0
+    num_steps: int = 1
 
     @property
     def num_extend(self) -> int:

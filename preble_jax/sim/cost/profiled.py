@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from preble_jax.config import EngineSettings
 from preble_jax.cost_file import read_costs
@@ -15,13 +17,21 @@ from preble_jax.sim.cost.base import EngineShape, StepWork
 _KV_TOKENS = 65_536  # of a file that does not say
 
 
-class ProfiledCost:
-    """A real engine's steps, by compiled shape and keys."""
+class Crowding(NamedTuple):
+    """What steps cost while num_neighbours other groups of the same machine compute."""
 
-    def __init__(self, *, name: str, engine: EngineShape, steps: StepCosts) -> None:
+    cost: ProfiledCost
+    num_neighbours: int
+
+
+class ProfiledCost:
+    """A real engine's steps, by compiled shape and keys. crowding: None where nothing was measured beside others."""
+
+    def __init__(self, *, name: str, engine: EngineShape, steps: StepCosts, crowding: Crowding | None = None) -> None:
         self.name = name
         self.engine = engine
         self.steps = steps
+        self.crowding = crowding
 
     @classmethod
     def read(cls, path: Path, name: str = "") -> ProfiledCost:
@@ -38,22 +48,32 @@ class ProfiledCost:
         try:
             steps = StepCosts.from_json(content["step_costs"])
             engine = EngineShape(**{key: int(value) for key, value in content["engine"].items()})
+            crowding = _crowding(content, name or path.stem, engine)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(
                 f"cost: expected {path} to have the step_costs and engine that `preble-jax profile` writes, got "
                 f"something else ({error!r}); measure again: preble-jax profile --output {path}"
             ) from error
-        return cls(name=name or path.stem, engine=engine, steps=steps)
+        return cls(name=name or path.stem, engine=engine, steps=steps, crowding=crowding)
 
     def step_s(self, work: StepWork) -> float:
-        num_decode, context, chunks, unique, longest = work
+        num_decode, context, chunks, unique, longest, num_steps = work
         shared = 0.0
         if num_decode > 1 and 0 < unique < context:
             # As if all had one prefix in common: n sequences that share s tokens have (n - 1) s fewer than they count.
             shared = (context - unique) / (num_decode - 1)
         if num_decode and not longest:
             longest = -(-context // num_decode)
-        return self.steps.seconds(StepKind(num_decode, context, longest, min(shared, longest), chunks))
+        return self.steps.seconds(StepKind(num_decode, context, longest, min(shared, longest), chunks, num_steps))
+
+
+def _crowding(content: Mapping[str, Any], name: str, engine: EngineShape) -> Crowding | None:
+    """Raises as StepCosts.from_json does."""
+    num_neighbours = int(content.get("num_neighbours", 0))
+    if num_neighbours < 1:
+        return None
+    steps = StepCosts.from_json(content["crowded_step_costs"])
+    return Crowding(ProfiledCost(name=name, engine=engine, steps=steps), num_neighbours)
 
 
 def _default_engine() -> EngineShape:

@@ -10,6 +10,7 @@ import pytest
 from preble_jax.errors import ConfigError
 from preble_jax.sched.step_costs import KeyCosts, StepCosts
 from preble_jax.sim.cost import StepWork, find_cost, scheduler_costs
+from preble_jax.sim.cost.profiled import ProfiledCost
 
 KEYS = {"prefill_base_s": 0.5, "prefill_token_s": 0.25, "decode_token_s": 0.125}
 STEPS = StepCosts(
@@ -57,6 +58,32 @@ def test_chunks_are_computed_in_tiles(tmp_path: Path) -> None:
     assert full < cost.step_s(StepWork(0, 0, ((1, 100),), 100)) == pytest.approx(4.0 + 16 * 100 / 1000)
 
 
+def test_tokens_and_dispatches_have_their_price(tmp_path: Path) -> None:
+    """Of a backend that does not compute padding; steps of one dispatch share what it costs."""
+    costs = StepCosts(decode_s=((8, 1.0),), mixed_s=((64, 4.0),), keys=KeyCosts(token_s=0.5), dispatch_s=0.8)
+    cost = find_cost(write(tmp_path / "mine.json", step_costs=costs.to_json()))
+    assert cost.step_s(StepWork(2, 300, ((10, 10), (6, 6)), 300)) == pytest.approx(4.0 + 16 * 0.5)
+    assert cost.step_s(StepWork(2, 300, (), 300)) == pytest.approx(1.8)
+    assert cost.step_s(StepWork(2, 300, (), 300, num_steps=4)) == pytest.approx(1.2)
+
+
+def test_what_was_measured_beside_neighbours_is_read(tmp_path: Path) -> None:
+    beside = {"num_neighbours": 3, "crowded_step_costs": STEPS.scaled(2.0).to_json()}
+    cost = ProfiledCost.read(Path(write(tmp_path / "mine.json", **beside)))
+    assert cost.crowding is not None and cost.crowding.num_neighbours == 3
+    assert cost.step_s(StepWork(2, 300, (), 300)) == pytest.approx(1.3)
+    assert cost.crowding.cost.step_s(StepWork(2, 300, (), 300)) == pytest.approx(2.6)
+    nobody = ProfiledCost.read(Path(write(tmp_path / "none.json", num_neighbours=0, crowded_step_costs=None)))
+    assert nobody.crowding is None
+
+
+def test_a_file_without_them_has_none(tmp_path: Path) -> None:
+    old = STEPS.to_json()
+    del old["dispatch_s"], old["keys"]["token_s"]
+    cost = find_cost(write(tmp_path / "old.json", step_costs=old))
+    assert cost.step_s(StepWork(2, 300, (), 300)) == pytest.approx(1.3)
+
+
 def test_the_longest_sequence_may_be_given(tmp_path: Path) -> None:
     lockstep = StepCosts(decode_s=((8, 1.0),), mixed_s=((64, 4.0),), keys=KeyCosts(slot_key_s=0.001))
     cost = find_cost(write(tmp_path / "mine.json", step_costs=lockstep.to_json()))
@@ -85,6 +112,8 @@ def test_an_older_file_says_what_the_schedulers_know(tmp_path: Path) -> None:
         ({"step_costs": {**STEPS.to_json(), "keys": {"key_s": float("nan")}}}, "seconds >= 0"),
         ({"step_costs": {**STEPS.to_json(), "keys": {"bees": 1}}}, "bees"),
         ({"step_costs": {**STEPS.to_json(), "tile": 0}}, "tile"),
+        ({"num_neighbours": 1}, "crowded_step_costs"),
+        ({"num_neighbours": 1, "crowded_step_costs": {}}, "decode_s"),
         ({"step_costs": None, "decode_token_s": "much"}, "decode_token_s"),
     ],
 )
