@@ -27,7 +27,7 @@ from preble_jax.kv.events import BlocksStored, EventBatch
 from preble_jax.sched import GlobalScheduler, GroupLost, Placement, PlaceRequest, RequestSnapshot
 from preble_jax.sched.cost import PROFILED_ROWS, LinearCostModel
 from preble_jax.sched.groups import Group, GroupTable
-from preble_jax.sched.placement import make_policy
+from preble_jax.sched.placement import LeastAddedDelay, make_policy
 from preble_jax.sched.placement.base import slots_of
 from preble_jax.sched.step_fit import StepTotals
 from preble_jax.sched.window import Window
@@ -352,6 +352,8 @@ def test_validate_sees_wrong_books_of_what_is_queued() -> None:
         damaged(lambda s: s._groups.at(0).queued_by_tenant.update(one=12, other=10)).validate()
     with pytest.raises(InvariantError, match="queued tokens by tenant"):
         damaged(lambda s: s._groups.at(0).queued_by_tenant.update(third=0)).validate()
+    with pytest.raises(InvariantError, match="own blocks kept"):
+        damaged(lambda s: setattr(s._groups.at(0), "own_blocks", 0)).validate()
     with pytest.raises(InvariantError, match="outstanding requests: kept 3 != found 2"):
         damaged(lambda s: setattr(s._state, "num_outstanding", 3)).validate()
 
@@ -430,6 +432,9 @@ def test_books_add_up_whatever_happens(seed: int, placement: str, max_blocks: in
     scheduler.tick(now + 100.0)
     scheduler.validate()
     assert (scheduler.stats(), scheduler.num_outstanding, scheduler.num_blocks) == ({}, 0, 0)
+    assert scheduler._groups.by_name == {}
+    if isinstance(scheduler._policy, LeastAddedDelay):
+        assert scheduler._policy._service._counts == {}, "no tenant has anything outstanding"
 
 
 def test_window_hands_back_what_leaves() -> None:
