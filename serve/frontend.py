@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -18,12 +19,13 @@ from preble_jax.config import Config
 from preble_jax.errors import GroupUnavailableError
 from preble_jax.model.tokenizer import Tokenizer
 from serve.attempt import Attempt
+from serve.channels import Channels
 from serve.prompts import PromptReader
 from serve.protos.preble.v1 import inference_pb2 as pb
 from serve.protos.preble.v1 import inference_pb2_grpc, scheduler_pb2
 from serve.router import Router
 from serve.status import answers_errors
-from serve.transport import Server, announce, open_channel, stop_event
+from serve.transport import Server, announce, stop_event
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 STOP_GRACE_S = 1.0
@@ -36,11 +38,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         self._router = router
         self._tokenizer = tokenizer
         self._reader = PromptReader(tokenizer, model, page_size)
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels = Channels(lambda: [hello.group.address for hello in router.groups.values()])
 
     async def close(self) -> None:
-        for channel in self._channels.values():
-            await channel.close()
+        await self._channels.close()
 
     @answers_errors
     async def Generate(
@@ -53,15 +54,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         while True:
             # Ids of our own, a new one each attempt: clients may choose equal ones, and a late report must not mix in.
             route = await self._router.place(prompt.place_request(uuid4().hex, failed))
-            attempt = Attempt(prompt, route, self._tokenizer)
-            responses, begun = attempt.run(self._channel(route.address), context.time_remaining()), False
+            attempt, begun = Attempt(prompt, route, self._tokenizer), False
             try:
-                async for response in responses:
-                    response.request_id = request_id
-                    if not begun:
-                        begun = True
-                        self._router.first_token(route, attempt.queue_s)
-                    yield response
+                async with (
+                    self._channels.use(route.address) as channel,
+                    aclosing(attempt.run(channel, context.time_remaining())) as responses,
+                ):
+                    async for response in responses:
+                        response.request_id = request_id
+                        if not begun:
+                            begun = True
+                            self._router.first_token(route, attempt.queue_s)
+                        yield response
                 return
             except GroupUnavailableError as error:
                 if attempt.output_tokens:
@@ -72,13 +76,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                 log.warning("request %s: group %s failed before its first token: %s", request_id, route.group, error)
                 failed.append(route.process)
             finally:
-                await responses.aclose()
                 self._router.finished(route, attempt.output_tokens, attempt.cached_tokens, failed=attempt.in_vain)
-
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            self._channels[address] = open_channel(address)
-        return self._channels[address]
 
 
 class Frontend:

@@ -1,7 +1,7 @@
 """A frontend's conversation with the scheduler: one stream, on which placements and reports of all its requests travel.
 
-What comes while a batch is being written goes out with the next one, so that batches grow with the load and nobody
-waits for a timer. The stream is opened when there is something to say, and again after it broke.
+What comes while a batch is being written goes out with the next one, so that batches grow with the load and no
+placement waits for a timer. The stream is opened when there is something to say, and again after it broke.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
 
 import grpc
@@ -22,6 +21,11 @@ from serve.status import TransportError, error_by_name, transport_errors
 PLACE_TIMEOUT_S = 2.0
 # The scheduler does nothing else while it decides on a batch: a few milliseconds at most.
 MAX_BATCH = 64
+# First tokens of so long go together where no placement and no end takes them along before. Until they come the
+# scheduler takes the prompts for queued.
+FIRST_TOKENS_S = 0.02
+# Until a stream that broke is opened again for reports alone.
+RETRY_S = 1.0
 # Reports kept for a scheduler that is away. A new one knows none of these requests; one that was cut off wants them.
 MAX_UNREPORTED = 10_000
 
@@ -36,11 +40,13 @@ class Placer:
     def __init__(self, stub: scheduler_pb2_grpc.SchedulerStub) -> None:
         self._stub = stub
         self._requests: deque[tuple[pb.PlaceRequest, Answer]] = deque()
-        self._first_tokens: list[pb.FirstToken] = []
+        self._first_tokens: deque[pb.FirstToken] = deque(maxlen=MAX_UNREPORTED)
         self._reports: deque[pb.FinishedRequest] = deque(maxlen=MAX_UNREPORTED)
         self._on_their_way: deque[tuple[pb.PlaceBatch, list[Answer]]] = deque()
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
+        self._reached = False  # something was written to the present stream, so the scheduler may have read it
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Placer:
         self._talking = asyncio.create_task(self._talk())
@@ -48,7 +54,7 @@ class Placer:
 
     async def __aexit__(self, *_: object) -> None:
         """Sends the last reports first, if the scheduler is there."""
-        if self._requests or self._reports or self._on_their_way:
+        if self._to_say or self._on_their_way:
             self._settled.clear()
             self._wake.set()
             with suppress(TimeoutError):
@@ -56,6 +62,8 @@ class Placer:
         self._talking.cancel()
         with suppress(asyncio.CancelledError):
             await self._talking
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def place(self, request: pb.PlaceRequest) -> pb.PlaceResponse:
         """Raises what the scheduler raised, `TransportError` when the stream broke, `DeadlineError` when it is silent.
@@ -68,13 +76,17 @@ class Placer:
         try:
             async with asyncio.timeout(PLACE_TIMEOUT_S):
                 return await answer
-        except TimeoutError:
-            raise DeadlineError(f"expected a placement within {PLACE_TIMEOUT_S:g} s, got none") from None
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:  # it came in the same moment
+                self.finished(_unused(request))
+            if isinstance(error, TimeoutError):
+                raise DeadlineError(f"expected a placement within {PLACE_TIMEOUT_S:g} s, got none") from None
+            raise
 
     def first_token(self, report: pb.FirstToken) -> None:
-        """Goes with the next batch of placements or ends: it is worth no message of its own."""
-        if len(self._first_tokens) < MAX_UNREPORTED:
-            self._first_tokens.append(report)
+        """Goes with the next batch, or after FIRST_TOKENS_S: it is worth no message of its own."""
+        self._first_tokens.append(report)
+        self._wake_in(FIRST_TOKENS_S)
 
     def finished(self, report: pb.FinishedRequest) -> None:
         """Goes with the next batch."""
@@ -85,6 +97,7 @@ class Placer:
         while True:
             await self._wake.wait()
             call = self._stub.PlaceStream()
+            self._reached = False
             sending = asyncio.create_task(self._send(call))
             try:
                 with transport_errors():
@@ -102,8 +115,9 @@ class Placer:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._requests or self._reports:
+                while self._to_say:
                     await call.write(self._next_batch())
+                    self._reached = True
 
     def _next_batch(self) -> pb.PlaceBatch:
         batch, answers = pb.PlaceBatch(first_tokens=self._first_tokens, finished=self._reports), list[Answer]()
@@ -124,7 +138,7 @@ class Placer:
                 if not answer.done():
                     answer.set_exception(error_by_name(result.error.kind, result.error.message))
             elif answer.done():
-                self.finished(pb.FinishedRequest(request_id=request.request_id, failed=True))
+                self.finished(_unused(request))
             else:
                 answer.set_result(result.placement)
         for error in response.report_errors:
@@ -132,22 +146,52 @@ class Placer:
         self._settle()
 
     def _give_up(self, reason: str) -> None:
-        """The stream is gone: whoever waits is told, and reports without an answer wait for the next stream."""
-        unreported: list[pb.FinishedRequest] = []
-        waiting: Sequence[Answer] = [answer for _, answer in self._requests]
+        """The stream is gone: whoever waits is told, and what has no answer is told to the next stream.
+
+        Requests that went with it may have been placed: they are reported ended. That comes before any other request of
+        the same id, since reports are taken first.
+        """
+        first_tokens: list[pb.FirstToken] = []
+        reports: list[pb.FinishedRequest] = []
+        waiting: list[Answer] = []
         for batch, answers in self._on_their_way:
-            unreported += batch.finished
-            waiting = [*answers, *waiting]
-        self._reports.extendleft(reversed(unreported))
-        self._first_tokens.clear()
+            first_tokens += batch.first_tokens
+            reports += batch.finished
+            if self._reached:
+                reports += map(_unused, batch.requests)
+            waiting += answers
+        waiting += (answer for _, answer in self._requests)
+        self._first_tokens = deque([*first_tokens, *self._first_tokens], MAX_UNREPORTED)
+        self._reports = deque([*reports, *self._reports], MAX_UNREPORTED)
         self._requests.clear()
         self._on_their_way.clear()
         self._wake.clear()
+        if self._to_say:
+            self._wake_in(RETRY_S)
         for answer in waiting:
             if not answer.done():
                 answer.set_exception(TransportError(f"the stream to the scheduler broke: {reason}"))
         self._settled.set()
 
+    @property
+    def _to_say(self) -> bool:
+        return bool(self._requests or self._reports or self._first_tokens)
+
+    def _wake_in(self, delay_s: float) -> None:
+        """Unless a time is set already."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._to_say:
+            self._wake.set()
+
     def _settle(self) -> None:
-        if not (self._requests or self._reports or self._on_their_way):
+        if not (self._to_say or self._on_their_way):
             self._settled.set()
+
+
+def _unused(request: pb.PlaceRequest) -> pb.FinishedRequest:
+    """The report of a placement that nobody will use."""
+    return pb.FinishedRequest(request_id=request.request_id, failed=True)

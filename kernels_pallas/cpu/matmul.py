@@ -379,7 +379,9 @@ def run_scores_kernel(
     kernel = _kernel(kind, x, panels, num_in, norm, epilogue="scores", **settings)
     y = jax.ShapeDtypeStruct((num_rows, num_panels * PANEL), jnp.float32)
     parts = [jax.ShapeDtypeStruct((kernel.num_groups, num_rows), dtype) for dtype, _, _ in PARTS]
-    return merge_scores(*call_kernel(kernel, [*_arguments(x, panels, live, num_in, norm), wanted], [y, *parts]))
+    args = [*_arguments(x, panels, live, num_in, norm), wanted]
+    values, greatest, columns, sums = call_kernel(kernel, args, [y, *parts])
+    return merge_scores(values, greatest, columns, sums, kernel.num_columns)
 
 
 def _kernel(

@@ -53,7 +53,7 @@ class RotateAndWrite:
         first = item * _ITEM_ROWS
         last = (first + _ITEM_ROWS).min(count_live(live))
         with each_run(f, live, first, last) as (begin, end, start), f.loop(start, start + (end - begin)) as row:
-            slot = slots.at(row * 4).load(I32).convert("sext", I64)
+            slot = slots.at(row * 4).load(I32).convert("zext", I64)  # a negative one is past the last page
             with f.loop(0, self.num_kv_heads) as head:
                 columns = (self.group + 2) * self.head_dim
                 heads = x.at((row * self.num_kv_heads + head) * (columns * _F32))
@@ -93,7 +93,8 @@ def rotate_and_write(
     x: jax.Array, cos_sin: jax.Array, kv_pages: jax.Array, slots: jax.Array, live: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """x [T, K, (G + 2) * D] float32, see above; cos_sin [T, D] float32; kv_pages [pages, K, 2, page_size, D] bfloat16's
-    bits; slots [T] int32 = page * page_size + offset, past the last page: nowhere; live [4] int32: see `live`.
+    bits; slots [T] int32 = page * page_size + offset, past the last page or negative: nowhere; live [4] int32: see
+    `live`.
 
     Returns queries [T, K, G, D] bfloat16, 0 where a row is not live, and the pages, in place where they are donated; a
     row that is not live must have its slot nowhere.

@@ -50,9 +50,11 @@ def score_columns(f: Function, at: Value, num_vectors: Value, first_column: Valu
     return most, first, sum_lanes(total.get())
 
 
-def merge_scores(values: jax.Array, greatest: jax.Array, columns: jax.Array, sums: jax.Array) -> RowScores:
-    """Of all items: greatest, columns, sums [groups, R]."""
+def merge_scores(
+    values: jax.Array, greatest: jax.Array, columns: jax.Array, sums: jax.Array, num_columns: int
+) -> RowScores:
+    """Of all items: greatest, columns, sums [groups, R]. num_columns: that count; best is one of them whatever came."""
     most = greatest.max(axis=0)
     best = jnp.where(greatest == most, columns, _NOWHERE).min(axis=0)
     total = (sums * jnp.exp(greatest - most)).sum(axis=0)
-    return RowScores(values, jnp.minimum(best, values.shape[1] - 1), most, most + jnp.log(total))
+    return RowScores(values, jnp.minimum(best, num_columns - 1), most, most + jnp.log(total))

@@ -141,6 +141,7 @@ class ClusterState:
         self._computed(assignment)
         self.num_outstanding -= 1
         assignment.group.gave_back(assignment.num_blocks, assignment.own_blocks)
+        self.groups.retire(assignment.group)
 
     def _computed(self, assignment: Assignment) -> None:
         """0 queued tokens: it was said before."""
@@ -247,6 +248,7 @@ class ClusterState:
     def validate(self) -> None:
         """Raises InvariantError if the forest is damaged or a group's sums are not those of the window."""
         validate_forest(self.forest)
+        self.groups.validate()
         costs = [group.cost for group in self.groups.by_name.values() if group.state != "gone"]
         self._mean_cost.validate([cost for cost in costs if isinstance(cost, LinearCostModel)])
         if self.output_tokens != (total := sum(tokens for _, tokens in self._answered)):

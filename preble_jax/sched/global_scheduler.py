@@ -356,12 +356,17 @@ class GlobalScheduler:
             )
         for group in self._groups.by_name.values():
             mine = [a for a in self._outstanding.values() if a.group is group]
-            kept = (group.num_outstanding, group.queued_tokens, group.decode_blocks)
-            found = (len(mine), sum(a.queued_tokens for a in mine), sum(a.num_blocks for a in mine))
+            kept = (group.num_outstanding, group.queued_tokens, group.decode_blocks, group.own_blocks)
+            found = (
+                len(mine),
+                sum(a.queued_tokens for a in mine),
+                sum(a.num_blocks for a in mine),
+                sum(a.own_blocks for a in mine),
+            )
             if kept != found:
                 raise InvariantError(
-                    f"group {group.name!r}: outstanding requests, their queued tokens and blocks kept {kept} != found "
-                    f"{found}"
+                    f"group {group.name!r}: outstanding requests, their queued tokens, blocks and own blocks kept "
+                    f"{kept} != found {found}"
                 )
             queued: Counter[str] = Counter()
             for assignment in mine:

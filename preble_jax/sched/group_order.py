@@ -28,6 +28,10 @@ class GroupOrder:
         self._entries: list[Entry] = []
         self._entry_of: dict[Group, Entry] = {}
 
+    @property
+    def members(self) -> set[Group]:
+        return {*self._entry_of, *self.changed}
+
     def remove(self, group: Group) -> None:
         self.changed.discard(group)
         entry = self._entry_of.pop(group, None)

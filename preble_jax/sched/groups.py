@@ -1,7 +1,7 @@
 """The device groups a scheduler knows: who is up, what was sent to them, what they reported.
 
 A group has a *slot*, a small integer that stands for it in the forest's bit masks. A slot is given to another group
-only when nothing of the window refers to it any more.
+only when nothing of the window and no outstanding request refers to it any more.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
-from preble_jax.errors import NotFoundError
+from preble_jax.errors import InvariantError, NotFoundError
 from preble_jax.sched.cost import NS_PER_S, CostModel
 from preble_jax.sched.event_cursor import EventCursor
 from preble_jax.sched.group_order import GroupOrder
@@ -213,14 +213,30 @@ class GroupTable:
         self.up = self.up | 1 << group.slot if state == "up" else self.up & ~(1 << group.slot)
 
     def retire(self, group: Group) -> None:
-        """Forgets a group that is gone once the window holds nothing of it."""
-        if group.state == "gone" and not group.num_assigned and not group.num_outputs:
+        """Forgets a group that is gone once the window holds nothing of it and its requests have ended."""
+        if group.state == "gone" and not (group.num_assigned or group.num_outputs or group.num_outstanding):
             del self.by_name[group.name]
             self.by_slot[group.slot] = None
             self._by_load.remove(group)
             self._by_decode_share.remove(group)
             self._by_queue.remove(group)
             self._free_slots.append(group.slot)
+
+    def validate(self) -> None:
+        """Raises InvariantError if a slot is neither free nor one group's, or an order has other groups than these."""
+        groups = set(self.by_name.values())
+        kept = [(slot, group) for slot, group in enumerate(self.by_slot) if group is not None]
+        if {group for _, group in kept} != groups or any(slot != group.slot for slot, group in kept):
+            raise InvariantError(
+                f"groups by slot: kept {[(slot, group.name) for slot, group in kept]} != found "
+                f"{sorted((group.slot, group.name) for group in groups)}"
+            )
+        free = [slot for slot, group in enumerate(self.by_slot) if group is None]
+        if sorted(self._free_slots) != free:
+            raise InvariantError(f"free slots: kept {sorted(self._free_slots)} != found {free}")
+        for order in (self._by_load, self._by_decode_share, self._by_queue):
+            if wrong := order.members ^ groups:
+                raise InvariantError(f"order of groups: {[group.name for group in wrong]} in it or here, not both")
 
     def by_load(self, mask: int) -> Iterable[Group]:
         """The groups of a mask by L, the least first; equal ones by rank. Nothing may change meanwhile."""

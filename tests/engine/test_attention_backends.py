@@ -7,8 +7,10 @@ in an interpreter: -k picks some.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from preble_jax.engine.engine import Engine
 from preble_jax.engine.runner import ModelRunner, make_mesh
 from preble_jax.model.config import ModelConfig
 from preble_jax.model.weights import random_params
-from preble_jax.progress import NullProgress
+from preble_jax.progress import NullProgress, Progress
 from preble_jax.request import Request
 from preble_jax.sampling_params import SamplingParams
 
@@ -39,6 +41,26 @@ MODEL = ModelConfig(
 ALWAYS = FamilyCosts(prompt_tile=1, prompt_pass=1.0, family_tile=1, family_pass=0.01, row=0, family=0, step=0)
 
 
+@pytest.fixture
+def quick_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of the engine are compiled as they are: most of the time here is XLA's, with the interpreter's loops."""
+    compile_all = ModelRunner.compile
+
+    def compile_quickly(runner: ModelRunner, progress: Progress) -> None:
+        jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            compile_all(runner, progress)
+        finally:
+            jax.config.update("jax_disable_most_optimizations", False)
+
+    monkeypatch.setattr(ModelRunner, "compile", compile_quickly)
+
+
+@cache
+def weights() -> Any:
+    return random_params(MODEL, 3, jnp.dtype("bfloat16"), make_mesh(1))
+
+
 def generate(backend: str, prompts: list[list[int]], num_tokens: int) -> list[tuple[list[int], list[float]]]:
     config = from_keywords(
         Config(),
@@ -50,9 +72,7 @@ def generate(backend: str, prompts: list[list[int]], num_tokens: int) -> list[tu
         prefill_buckets=(32,),
         max_prefill_seqs=2,
     )
-    mesh = make_mesh(1)
-    params = random_params(MODEL, 3, jnp.dtype(config.model.dtype), mesh, config.model.weight_format)
-    runner = ModelRunner(config, MODEL, params, mesh)
+    runner = ModelRunner(config, MODEL, weights(), make_mesh(1))
     runner.compile(NullProgress())
     engine = Engine(config, runner, MODEL.vocab_size)
     sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, logprobs=True)
@@ -91,12 +111,14 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[FamilyCosts, int]]:
     return steps
 
 
+@pytest.mark.usefixtures("quick_compiles")
 def test_tpu_kernels_make_the_tokens_of_jnp(planned: list[tuple[FamilyCosts, int]]) -> None:
     head = [(7 * i) % 250 for i in range(40)]
     check_against_jnp("tpu-interpret", [[*head, i, 5, 9 * i] for i in range(3)], num_tokens=4)
     assert max(num for costs, num in planned if costs is ALWAYS) > 0, "no step of the kernels had a family"
 
 
+@pytest.mark.usefixtures("quick_compiles")
 def test_gpu_kernels_make_the_tokens_of_jnp(request: pytest.FixtureRequest) -> None:
     if not request.config.getoption("--backend").startswith("gpu"):
         pytest.skip("half a minute in the interpreter: run with --backend gpu-interpret")

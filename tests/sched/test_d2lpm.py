@@ -248,9 +248,10 @@ def test_what_ends_late_is_not_charged_to_the_slots_next_group() -> None:
     made.remove_group("0", 1.0)
     made.tick(20.0)
     made.add_group("new", 100, 1, 20.0)
-    assert made._groups.get("new").slot == 0
     made.finished("x", 500, 0, 21.0)
-    assert made.policy_stats().tenants["a"].deficits == {"new": 30}
+    made.add_group("next", 100, 1, 22.0)
+    assert made._groups.get("next").slot == 0
+    assert made.policy_stats().tenants["a"].deficits == {"new": 30, "next": 30}
 
 
 def test_refill_pressure_shows_demand_beyond_the_quantum() -> None:

@@ -26,12 +26,14 @@ from preble_jax.errors import (
 from preble_jax.kv.events import BlocksStored, EventBatch
 from preble_jax.sched import GlobalScheduler, GroupLost, Placement, PlaceRequest, RequestSnapshot
 from preble_jax.sched.cost import PROFILED_ROWS, LinearCostModel
-from preble_jax.sched.placement import make_policy
+from preble_jax.sched.groups import Group, GroupTable
+from preble_jax.sched.placement import LeastAddedDelay, make_policy
 from preble_jax.sched.placement.base import slots_of
 from preble_jax.sched.step_fit import StepTotals
 from preble_jax.sched.window import Window
 
 PAGE_SIZE = 4
+COST = LinearCostModel.from_settings(SchedSettings())
 
 
 @dataclass
@@ -189,6 +191,8 @@ def test_slots_are_used_again_after_the_window_only() -> None:
     scheduler.add_group("new", 50, 1, 1.0)
     assert len(scheduler._forest.num_held) == 2
     scheduler.place(request("b"), 2.0)
+    for name in "ab":
+        scheduler.finished(name, 5, 0, 3.0)
     scheduler.remove_group("new", 20.0)
     scheduler.tick(20.0)
     for i in range(5):
@@ -196,9 +200,26 @@ def test_slots_are_used_again_after_the_window_only() -> None:
         placement = scheduler.place(request(f"c{i}"), 22.0 + 20 * i)
         assert placement.matched_tokens == 0, "nothing of the slot's former group"
         scheduler.validate()
+        scheduler.finished(f"c{i}", 5, 0, 23.0 + 20 * i)
         scheduler.remove_group(f"later{i}", 23.0 + 20 * i)
         scheduler.tick(40.0 + 20 * i)
     assert len(scheduler._forest.num_held) == 2
+
+
+def test_a_slot_is_not_used_again_while_a_request_of_its_group_has_not_ended() -> None:
+    scheduler = make(1, window_s=10.0, optimistic_ttl_s=10.0, group_timeout_s=1e6)
+    scheduler.place(request("slow"), 0.0)
+    scheduler.remove_group("0", 1.0)
+    scheduler.tick(20.0)
+    scheduler.add_group("new", 50, 1, 21.0)
+    scheduler.place(request("a"), 21.0)
+    scheduler.validate()
+    scheduler.finished("slow", 5, 0, 22.0)
+    scheduler.validate()
+    assert list(scheduler._groups._by_queue.ascending(0b11)) == [1], "who is gone is in no order"
+    scheduler.add_group("next", 50, 1, 23.0)
+    assert [scheduler._groups.get(name).slot for name in ("new", "next")] == [1, 0]
+    scheduler.validate()
 
 
 def test_optimistic_pages_settle_or_expire() -> None:
@@ -295,6 +316,26 @@ def test_validate_sees_a_wrong_sum() -> None:
         scheduler.validate()
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda groups: groups.by_slot.reverse(), "groups by slot"),
+        (lambda groups: groups._free_slots.append(0), "free slots"),
+        (lambda groups: groups._by_queue.remove(groups.at(0)), "order of groups"),
+        (
+            lambda groups: groups._by_load.changed.add(Group("ghost", 0, 0.5, 1, 1, groups.at(0).cost)),
+            "order of groups",
+        ),
+    ],
+)
+def test_validate_sees_wrong_books_of_groups(damage: Callable[[GroupTable], object], said: str) -> None:
+    scheduler = make(2)
+    scheduler.validate()
+    damage(scheduler._groups)
+    with pytest.raises(InvariantError, match=said):
+        scheduler.validate()
+
+
 def test_validate_sees_wrong_books_of_what_is_queued() -> None:
     def damaged(damage: Callable[[GlobalScheduler], object]) -> GlobalScheduler:
         scheduler = make(1)
@@ -311,6 +352,8 @@ def test_validate_sees_wrong_books_of_what_is_queued() -> None:
         damaged(lambda s: s._groups.at(0).queued_by_tenant.update(one=12, other=10)).validate()
     with pytest.raises(InvariantError, match="queued tokens by tenant"):
         damaged(lambda s: s._groups.at(0).queued_by_tenant.update(third=0)).validate()
+    with pytest.raises(InvariantError, match="own blocks kept"):
+        damaged(lambda s: setattr(s._groups.at(0), "own_blocks", 0)).validate()
     with pytest.raises(InvariantError, match="outstanding requests: kept 3 != found 2"):
         damaged(lambda s: setattr(s._state, "num_outstanding", 3)).validate()
 
@@ -389,6 +432,9 @@ def test_books_add_up_whatever_happens(seed: int, placement: str, max_blocks: in
     scheduler.tick(now + 100.0)
     scheduler.validate()
     assert (scheduler.stats(), scheduler.num_outstanding, scheduler.num_blocks) == ({}, 0, 0)
+    assert scheduler._groups.by_name == {}
+    if isinstance(scheduler._policy, LeastAddedDelay):
+        assert scheduler._policy._service._counts == {}, "no tenant has anything outstanding"
 
 
 def test_window_hands_back_what_leaves() -> None:
@@ -423,9 +469,8 @@ def test_slots_of_a_mask() -> None:
 
 
 def test_every_named_policy_is_made() -> None:
-    cost = LinearCostModel.from_settings(SchedSettings())
     names = ("default", "least_added_delay", "e2", "round_robin")
-    made = [make_policy(SchedSettings(placement=name), cost) for name in names]
+    made = [make_policy(SchedSettings(placement=name), COST) for name in names]
     assert [type(policy).__name__ for policy in made] == ["LeastAddedDelay", "LeastAddedDelay", "E2", "RoundRobin"]
 
 

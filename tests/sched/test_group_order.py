@@ -28,11 +28,16 @@ def test_orders_are_those_of_a_sort(num_groups: int, seed: int, num_rounds: int)
             group.assigned(random_.randrange(5), 1)
             if random_.random() < 0.3:
                 group.answered(random_.randrange(3), 1)
+            if random_.random() < 0.5:
+                group.took("tenant", 1, 1, 1)
+            elif group.num_outstanding:
+                group.gave_back(1, 1)
         mask = random_.getrandbits(num_groups) if random_.random() < 0.5 else table.up
         mask &= sum(1 << group.slot for group in table.by_name.values())
         members = [table.at(slot) for slot in slots_of(mask)]
         assert list(table.by_load(mask)) == sorted(members, key=lambda g: (g.load_ns, g.rank))
         assert list(table.by_decode_share(mask)) == sorted(members, key=lambda g: (-g.decode_share, g.rank))
+        assert list(table.by_queue(mask)) == sorted(members, key=lambda g: (g.num_outstanding, g.rank))
         if mask:
             assert table.heaviest(mask) is max(members, key=lambda g: (g.load_ns, g.rank))
         if round_ % 7 == 6 and len(table.by_name) > 1:
@@ -42,7 +47,13 @@ def test_orders_are_those_of_a_sort(num_groups: int, seed: int, num_rounds: int)
             while gone.num_outputs:
                 gone.answered(0, -1)
             table.set_state(gone, "gone")
+            while gone.num_outstanding:
+                table.retire(gone)
+                assert table.by_name[gone.name] is gone, "its requests have not ended"
+                gone.gave_back(1, 1)
             table.retire(gone)
+            assert gone.name not in table.by_name
+        table.validate()
 
 
 @given(st.sets(st.integers(0, 1500)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -20,23 +21,31 @@ from serve.transport import Server, open_channel
 
 
 class Script(scheduler_pb2_grpc.SchedulerServicer):
-    """Keeps what it hears. Refuses requests named "bad...". answering: cleared, batches wait for it."""
+    """Keeps what it hears. Refuses requests named "bad...". answering: cleared, batches wait for it. broken: streams
+    break instead of answering. outstanding: of each request, the placements that were not reported finished."""
 
     def __init__(self) -> None:
         self.batches: list[pb.PlaceBatch] = []
         self.answering = asyncio.Event()
         self.answering.set()
         self.broken = False
+        self.outstanding: Counter[str] = Counter()
 
     async def PlaceStream(
         self, request_iterator: AsyncIterator[pb.PlaceBatch], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.PlaceBatchResponse]:
         async for batch in request_iterator:
             self.batches.append(batch)
+            self._book(batch)
             await self.answering.wait()
             if self.broken:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
             yield pb.PlaceBatchResponse(results=[self._result(request) for request in batch.requests])
+
+    def _book(self, batch: pb.PlaceBatch) -> None:
+        for report in batch.finished:
+            self.outstanding[report.request_id] = max(0, self.outstanding[report.request_id] - 1)
+        self.outstanding.update(request.request_id for request in batch.requests)
 
     def _result(self, request: pb.PlaceRequest) -> pb.PlaceResult:
         if request.request_id.startswith("bad"):
@@ -46,6 +55,11 @@ class Script(scheduler_pb2_grpc.SchedulerServicer):
     @property
     def finished(self) -> list[tuple[str, bool]]:
         return [(report.request_id, report.failed) for batch in self.batches for report in batch.finished]
+
+    @property
+    def first_tokens(self) -> list[list[str]]:
+        """Of each batch that has some."""
+        return [[token.request_id for token in batch.first_tokens] for batch in self.batches if batch.first_tokens]
 
 
 @pytest.fixture
@@ -103,6 +117,17 @@ async def test_reports_travel_along_and_the_last_before_the_end(script: Script) 
     assert [(token.request_id, token.queue_s) for token in script.batches[-1].first_tokens] == [("a", 0.5)]
 
 
+async def test_first_tokens_need_no_company_but_go_together(script: Script) -> None:
+    async with placing(script) as placer:
+        for name in "abc":
+            placer.first_token(pb.FirstToken(request_id=name))
+        await until(lambda: bool(script.batches))
+        assert script.first_tokens == [["a", "b", "c"]]
+        placer.first_token(pb.FirstToken(request_id="d"))
+        await until(lambda: len(script.batches) == 2)
+    assert script.first_tokens == [["a", "b", "c"], ["d"]]
+
+
 async def test_a_placement_nobody_waits_for_is_given_back(script: Script) -> None:
     script.answering.clear()
     async with placing(script) as placer:
@@ -112,6 +137,24 @@ async def test_a_placement_nobody_waits_for_is_given_back(script: Script) -> Non
         await asyncio.sleep(0)
         script.answering.set()
         await until(lambda: script.finished == [("a", True)])
+
+
+@pytest.mark.parametrize("leave", ["cancelled", "late"])
+async def test_a_placement_that_comes_in_the_moment_of_leaving_is_given_back(
+    script: Script, monkeypatch: pytest.MonkeyPatch, leave: str
+) -> None:
+    monkeypatch.setattr(placer_module, "PLACE_TIMEOUT_S", 0.0 if leave == "late" else 60.0)
+    async with open_channel("127.0.0.1:1") as channel:
+        placer = Placer(scheduler_pb2_grpc.SchedulerStub(channel))  # it does not talk: the answer is handed in here
+    answer = ask(placer, "a")
+    await asyncio.sleep(0)
+    batch = placer._next_batch()
+    placer._hear(pb.PlaceBatchResponse(results=[script._result(request) for request in batch.requests]))
+    if leave == "cancelled":
+        answer.cancel()
+    with pytest.raises(asyncio.CancelledError if leave == "cancelled" else DeadlineError):
+        await answer
+    assert [(report.request_id, report.failed) for report in placer._reports] == [("a", True)]
 
 
 async def test_a_request_that_left_before_it_was_sent_is_not_sent(script: Script) -> None:
@@ -141,11 +184,46 @@ async def test_a_stream_that_breaks_fails_who_waits_and_keeps_the_reports(script
         script.broken = False
         script.batches.clear()
         assert (await ask(placer, "d")).group.group == "d"
-    assert script.finished == [("a", False)]
+    assert script.finished[0] == ("a", False)
 
 
-async def test_without_a_scheduler_the_answer_is_quick() -> None:
+async def test_what_a_broken_stream_took_along_is_told_again_without_a_new_request(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placer_module, "RETRY_S", 0.0)
+    async with placing(script) as placer:
+        await ask(placer, "a")
+        script.answering.clear()
+        placer.first_token(pb.FirstToken(request_id="a"))
+        lost = ask(placer, "b")
+        await until(lambda: len(script.batches) == 2)
+        assert script.first_tokens == [["a"]]
+        assert script.outstanding["b"] == 1
+        script.broken = True
+        script.answering.set()
+        with pytest.raises(TransportError):
+            await lost
+        script.broken = False
+        await until(lambda: script.outstanding["b"] == 0)
+        assert script.first_tokens[-1] == ["a"]
+    assert script.outstanding["a"] == 1
+    assert set(script.finished) == {("b", True)}
+
+
+async def test_a_retry_of_the_same_name_outlives_the_report_of_the_first_try(script: Script) -> None:
+    async with placing(script) as placer:
+        script.broken = True
+        with pytest.raises(TransportError):
+            await ask(placer, "a")
+        script.broken = False
+        assert (await ask(placer, "a")).group.group == "a"
+        await ask(placer, "b")
+    assert script.outstanding == {"a": 1, "b": 1}
+
+
+async def test_without_a_scheduler_the_answer_is_quick_and_there_is_nothing_to_report() -> None:
     async with open_channel("127.0.0.1:1") as channel, Placer(scheduler_pb2_grpc.SchedulerStub(channel)) as placer:
         for _ in range(3):
             with pytest.raises(GroupUnavailableError):
                 await asyncio.wait_for(ask(placer, "a"), 1.0)
+        assert not placer._reports

@@ -70,14 +70,14 @@ class LeastAddedDelay(PlacementPolicy):
     """The settings' delay_others and delay_decoding are the two weights; delay_without leaves terms out."""
 
     def __init__(self, settings: SchedSettings, tenants: TenantSettings) -> None:
-        self._weights = tenants
+        self._tenants = tenants
         self._service = TenantService(tenants)
         self._quantum = settings.d2lpm_quantum_tokens
         self._others = settings.delay_others
         self._decoding = settings.delay_decoding
         left_out = settings.terms_left_out
         self._slots, self._overtaken = "slots" not in left_out, "overtaken" not in left_out
-        self._tenants = "tenants" not in left_out
+        self._fair_queues = "tenants" not in left_out
         self._standing = "standing" not in left_out
         self._copies, self._shorter = "copies" not in left_out, "shorter" not in left_out
 
@@ -140,7 +140,7 @@ class LeastAddedDelay(PlacementPolicy):
                 if delay_ns > worst_ns:
                     continue
                 queued = group.queued_tokens
-                ahead = self._tokens_ahead(group, tenant, missed) if self._tenants else queued
+                ahead = self._tokens_ahead(group, tenant, missed) if self._fair_queues else queued
                 wait_ns = cost.prefill_ns(ahead)
                 if ahead < queued and self._overtaken:
                     later_ns = price.prefill_ns(queued + missed) - price.prefill_ns(queued)
@@ -162,12 +162,12 @@ class LeastAddedDelay(PlacementPolicy):
         if len(by_tenant) < 2 and tenant in by_tenant:
             return group.queued_tokens
         own = by_tenant.get(tenant, 0) + missed
-        return min(group.queued_tokens, int(own * self._total_weight(by_tenant, tenant) / self._weights.weight(tenant)))
+        return min(group.queued_tokens, int(own * self._total_weight(by_tenant, tenant) / self._tenants.weight(tenant)))
 
     def _tokens_behind(self, group: Group, tenant: str, ahead: int, better_served: frozenset[str]) -> int:
         """Queued tokens that are computed later for the sake of a request with so many ahead of it, without those of
         tenants that were given more than its own. Each tenant has a share ahead, by its weight."""
-        by_tenant, weight = group.queued_by_tenant, self._weights.weight
+        by_tenant, weight = group.queued_by_tenant, self._tenants.weight
         total = self._total_weight(by_tenant, tenant)
         behind = sum(
             max(tokens - int(ahead * weight(name) / total), 0)
@@ -178,9 +178,9 @@ class LeastAddedDelay(PlacementPolicy):
 
     def _total_weight(self, by_tenant: Mapping[str, int], tenant: str) -> float:
         """Of those that have something queued, and of the tenant."""
-        if not self._weights.weights:
+        if not self._tenants.weights:
             return len(by_tenant) + (tenant not in by_tenant)
-        weight = self._weights.weight
+        weight = self._tenants.weight
         return sum(map(weight, by_tenant)) + (0.0 if tenant in by_tenant else weight(tenant))
 
 

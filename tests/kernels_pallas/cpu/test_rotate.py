@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kernels_pallas.cpu import call
-from kernels_pallas.cpu.rotate import rotate_and_write
+from kernels_pallas.cpu.ir import Function, Value
+from kernels_pallas.cpu.rotate import RotateAndWrite, rotate_and_write
 
 PAGE_SIZE, NUM_PAGES, HEADS = 4, 40, 2
 UNTOUCHED = 7
@@ -56,3 +57,33 @@ def test_queries_and_pages(
             np.testing.assert_allclose(values[page, :, 0, offset], turned[row, :, group], rtol=2**-8, atol=1e-5)
             np.testing.assert_array_equal(values[page, :, 1, offset], written(x[row, :, (group + 1) * head_dim :]))
     assert (np.asarray(got_pages).transpose(0, 3, 1, 2, 4)[~is_written] == UNTOUCHED).all()
+
+
+BORDER = 4  # pages before and behind those that the kernel is told of
+HEAD_DIM = 32
+PAGE_SHAPE = (HEADS, 2, PAGE_SIZE, HEAD_DIM)
+
+
+class WithBorders(RotateAndWrite):
+    def write_item(self, f: Function, buffers: list[Value], item: Value) -> None:
+        *others, pages = buffers
+        super().write_item(f, [*others, pages.at(BORDER * int(np.prod(PAGE_SHAPE)) * 2)], item)
+
+
+@pytest.mark.parametrize("nowhere", [-1, -2 * PAGE_SIZE, NUM_PAGES * PAGE_SIZE, NUM_PAGES * PAGE_SIZE + 5, 2**31 - 1])
+def test_a_slot_that_is_none_is_written_nowhere(nowhere: int) -> None:
+    kernel = WithBorders(3, HEADS, 1, HEAD_DIM, PAGE_SIZE, NUM_PAGES * PAGE_SIZE)
+    pages = np.full((NUM_PAGES + 2 * BORDER, *PAGE_SHAPE), UNTOUCHED, np.uint16)
+
+    def run(slots: list[int]) -> np.ndarray:
+        x, cos_sin = np.ones((3, HEADS, 3 * HEAD_DIM), np.float32), np.ones((3, HEAD_DIM), np.float32)
+        args = [
+            jnp.asarray(a) for a in (x, cos_sin, pages, np.array(slots, np.int32), np.array([0, 3, 3, 3], np.int32))
+        ]
+        results = [jax.ShapeDtypeStruct((3, HEADS, 1, HEAD_DIM), jnp.bfloat16), jax.ShapeDtypeStruct(pages.shape, "u2")]
+        return np.asarray(call.call_kernel(kernel, args, results, aliases={2: 1})[1])
+
+    got = run([0, nowhere, NUM_PAGES * PAGE_SIZE - 1])
+    touched = (got != UNTOUCHED).all(axis=(1, 2, 4))
+    assert np.argwhere(touched).tolist() == [[BORDER, 0], [BORDER + NUM_PAGES - 1, PAGE_SIZE - 1]]
+    assert (got.transpose(0, 3, 1, 2, 4)[~touched] == UNTOUCHED).all()

@@ -56,3 +56,11 @@ def test_scores(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_allclose(np.asarray(got.log_sum)[rows], log_sum, rtol=1e-6, atol=1e-6)
             assert (np.delete(np.asarray(got.best), rows) == 0).all()
         np.testing.assert_array_equal(np.asarray(got.values)[:, :COLUMNS], want)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_a_row_without_numbers_has_a_column_that_there_is(kind: str) -> None:
+    x = np.full((ROWS, NUM_IN), np.nan, np.float32)
+    scores = jax.jit(kernels(kind)[0])(x, np.array([0, ROWS, ROWS, ROWS], np.int32), np.array([0], np.int32))
+    best = np.asarray(scores.best)
+    assert ((best >= 0) & (best < COLUMNS)).all()
