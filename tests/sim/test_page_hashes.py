@@ -41,15 +41,16 @@ def workloads(draw):
     block_size = draw(st.integers(1, 40))
     requests = []
     chains = []
+    ids: dict[tuple[int, int], int] = {}  # small ones: tokens are made of them, which are 32 bits
     for index in range(draw(st.integers(1, 6))):
         choices = draw(st.lists(st.integers(0, 1), max_size=6))
         follows = draw(st.sampled_from([None, *range(index)]))
         if follows is not None and draw(st.integers(0, 3)):
             choices = chains[follows] + choices
         chains.append(choices)
-        blocks, block = [], 1
+        blocks, block = [], 0
         for choice in choices:
-            block = 2 * block + choice
+            block = ids.setdefault((block, choice), len(ids) + 1)
             blocks.append(block)
         beyond = draw(st.integers(1 - block_size, 30)) if blocks else draw(st.integers(1, 60))
         requests.append(
