@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from preble_jax.sim.record import SimResult
     from preble_jax.sim.scenario import Scenario
 
-_FILE_WIDTH = 120
+_FILE_WIDTH = 200
 _MOST_GROUPS = 16  # more of them are in the file only
 
 

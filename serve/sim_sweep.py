@@ -17,8 +17,9 @@ from serve.sim_arguments import require_writable, scenarios_of, slo_of
 if TYPE_CHECKING:
     from preble_jax.sim.slo import Target
 
-# What rows of one setting have in common; the seeds are averaged over.
-_LABELS = ("workload", "groups", "placement", "queue", "rate")
+# What every table has, and beside it what else differs; the seeds are averaged over.
+_RATELESS = ("workload", "groups", "placement", "queue")
+_LABELS = (*_RATELESS, "rate")
 _MEASURES = ("latency_mean_s", "latency_p99_s", "ttft_mean_s", "ttft_p99_s", "hit_ratio", "imbalance", "jain_index")
 
 
@@ -71,11 +72,12 @@ def grid_table(rows: Sequence[dict[str, Any]]) -> Table:
     num_seeds = len({row["seed"] for row in rows})
     title = f"means over {num_seeds} seeds" if num_seeds > 1 else None
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    for column in _LABELS:
-        table.add_column(column)
+    names, groups = _by_label(rows, _LABELS)
+    for column in names:
+        table.add_column(column, overflow="fold")
     for column in ("latency mean", "p99", "TTFT mean", "p99", "hit", "imbalance", "Jain"):
         table.add_column(column, justify="right")
-    for label, group in _by_label(rows).items():
+    for label, group in groups.items():
         cells = []
         for measure in _MEASURES:
             values = [row["summary"][measure] for row in group]
@@ -90,17 +92,18 @@ def capacity_table(rows: Sequence[dict[str, Any]], target: str) -> Table:
     from preble_jax.sim.intervals import mean_and_half_width
 
     table = Table(title=f"highest rate with {target}", title_justify="left", box=box.SIMPLE)
-    for column in _LABELS[:-1]:
-        table.add_column(column)
+    names, groups = _by_label(rows, _RATELESS)
+    for column in names:
+        table.add_column(column, overflow="fold")
     for column in ("requests/s", "95%", "hit", "probes"):
         table.add_column(column, justify="right")
-    for label, group in _by_label(rows).items():
+    for label, group in groups.items():
         mean, half_width = mean_and_half_width([row["capacity"] for row in group])
         hits = [row["summary"]["hit_ratio"] for row in group if row["summary"]]
         hit = f"{mean_and_half_width(hits)[0]:.1%}" if hits else "-"
         probes = sum(row["probes"] for row in group)
         found = min(map(lasts, group)) >= 1.0
-        table.add_row(*label[:-1], *((f"{mean:.2f}", f"±{half_width:.2f}", hit) if found else "---"), f"{probes}")
+        table.add_row(*label, *((f"{mean:.2f}", f"±{half_width:.2f}", hit) if found else "---"), f"{probes}")
     return table
 
 
@@ -109,22 +112,24 @@ def too_short(rows: Sequence[dict[str, Any]], target: Target) -> list[str]:
     from preble_jax.sim.capacity import lasts
 
     notes = []
-    for label, group in _by_label(rows).items():
+    for label, group in _by_label(rows, _RATELESS)[1].items():
         shortest = min(group, key=lasts)
         if lasts(shortest) < 1.0:
             notes.append(
-                f"{', '.join(label[:-1])}: no capacity found: the {shortest['summary']['requests']} requests are over "
+                f"{', '.join(label)}: no capacity found: the {shortest['summary']['requests']} requests are over "
                 f"before {target.limit_s:g} s, the limit, have passed; give more of them (--requests, a longer trace)"
             )
     return notes
 
 
-def _by_label(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+def _by_label(
+    rows: Sequence[dict[str, Any]], known: Sequence[str]
+) -> tuple[list[str], dict[tuple[str, ...], list[dict[str, Any]]]]:
+    """(names of the labels: the known ones and what else differs; {their texts: rows, which differ in the seed})."""
+    from preble_jax.sim.labels import distinctions, text_of
+
+    others = distinctions(rows, known)
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(_text(row[key]) for key in _LABELS), []).append(row)
-    return groups
-
-
-def _text(label: object) -> str:
-    return "-" if label is None else f"{label:g}" if isinstance(label, float) else str(label)
+    for row, own in zip(rows, others, strict=True):
+        groups.setdefault((*(text_of(row[key]) for key in known), *own.values()), []).append(row)
+    return [*known, *(others[0] if others else ())], groups

@@ -183,6 +183,38 @@ def test_a_sweep_and_its_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "service.svg").read_bytes() == first, "equal input, equal file"
 
 
+@pytest.fixture
+def same_names(tmp_path: Path) -> list[str]:
+    """Traces of one name in folders a and b, of longer and shorter prompts."""
+    paths = []
+    for folder, num_prompt in (("a", 400), ("b", 40)):
+        (tmp_path / folder).mkdir()
+        paths.append(tmp_path / folder / "trace.csv")
+        rows = "".join(f"c,{at_s / 10},{num_prompt},2\n" for at_s in range(10))
+        paths[-1].write_text(f"client,req_time_s,prompt_len,output_len\n{rows}")
+    return [str(path) for path in paths]
+
+
+def test_traces_of_one_name_are_no_seeds_of_each_other(
+    same_names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    sweep = ["sim", "sweep", "--trace", ",".join(same_names), "--groups", "1", "--processes", "1", "--json", str(rows)]
+    assert main([*sweep, "--rate", "5,10"]) == 0
+    printed = capsys.readouterr().out
+    assert [printed.count(f"{folder}/trace.csv") for folder in "ab"] == [2, 2]
+    old = [json.loads(line) for line in rows.read_text().splitlines()]
+    for row in old:
+        del row["settings"]  # as they were written before
+    rows.write_text("".join(json.dumps(row) + "\n" for row in old))
+    assert main([*sweep, "--rate", "5,10"]) == 0
+    assert capsys.readouterr().out == printed
+    assert len(rows.read_text().splitlines()) == 4, "nothing was run again"
+    assert main([*sweep, "--capacity", "--slo", "ttft_p90=1", "--tolerance", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert [printed.count(f"{folder}/trace.csv") for folder in "ab"] == [2, 2], "a row and a sentence each"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -232,8 +264,17 @@ def test_drawing_what_cannot_be_drawn(
     assert main(["plot", "rate", "x.jsonl", "--output", "x.gif"]) == 2
     assert "ends in .svg, .png, .pdf, got x.gif" in error_line(capsys)
     if importlib.util.find_spec("matplotlib"):
-        for kind, words in (("service", "expected what `preble-jax sim"), ("rate", "expected a line of")):
-            assert main(["plot", kind, str(tmp_path / "other.json"), "--output", picture]) == 2
+        empty = {"settings": {}, "summary": {}, "requests": [], "service": {}}
+        (tmp_path / "empty.json").write_text(json.dumps(empty))
+        (tmp_path / "none.json").write_text(json.dumps(empty | {"summary": None}))
+        for kind, name, words in (
+            ("service", "other", "expected what `preble-jax sim"),
+            ("rate", "other", "expected a line of"),
+            ("rate", "empty", "empty.json: settings: expected what `preble-jax sim --json` writes there"),
+            ("service", "empty", "empty.json: settings: expected what"),
+            ("rate", "none", "expected a line of"),
+        ):
+            assert main(["plot", kind, str(tmp_path / f"{name}.json"), "--output", picture]) == 2
             assert words in error_line(capsys)
         assert main(["plot", "rate", "nowhere.jsonl", "--output", picture]) == 2
         assert "nowhere.jsonl: expected a file of `preble-jax sim`" in error_line(capsys)
