@@ -103,7 +103,8 @@ def capacity_table(rows: Sequence[dict[str, Any]], target: str) -> Table:
         hit = f"{mean_and_half_width(hits)[0]:.1%}" if hits else "-"
         probes = sum(row["probes"] for row in group)
         found = min(map(lasts, group)) >= 1.0
-        table.add_row(*label, *((f"{mean:.2f}", f"±{half_width:.2f}", hit) if found else "---"), f"{probes}")
+        interval = f"±{half_width:.2f}" if len(group) > 1 else "-"  # of a single seed there is none
+        table.add_row(*label, *((f"{mean:.2f}", interval, hit) if found else "---"), f"{probes}")
     return table
 
 

@@ -13,7 +13,9 @@ import pytest
 
 from preble_jax.config import SchedSettings
 from serve.cli import main
+from serve.sim import make_console
 from serve.sim_arguments import parse_fault
+from serve.sim_sweep import capacity_table
 
 RUN = ("sim", "--workload", "d2lpm_s1", "--rate", "20", "--groups", "2", "--requests", "60")
 
@@ -281,6 +283,15 @@ def test_drawing_what_cannot_be_drawn(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["plot", "rate", "x.jsonl", "--output", picture]) == 2
     assert "pip install 'preble-jax[plot]'" in error_line(capsys)
+
+
+@pytest.mark.parametrize(("capacities", "cells"), [([8.0], "8.00 - 50.0%"), ([8.0, 8.0], "8.00 ±0.00 50.0%")])
+def test_one_seed_has_no_interval(capacities: list[float], cells: str, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {"workload": "chat", "groups": 4, "placement": "e2", "queue": "fair", "target": "ttft_p99=5", "probes": 3}
+    summary = {"hit_ratio": 0.5, "requests": 1000}
+    rows = [{**labels, "seed": seed, "capacity": found, "summary": summary} for seed, found in enumerate(capacities)]
+    make_console().print(capacity_table(rows, "ttft_p99=5"))
+    assert f"chat 4 e2 fair {cells} {3 * len(rows)}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_lists_of_numbers_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
