@@ -16,7 +16,7 @@ from rich.table import Table
 
 from preble_jax.errors import ConfigError
 from preble_jax.progress import make_progress
-from serve.sim_arguments import require_writable, scenarios_of, slo_of
+from serve.sim_arguments import refuse_idle, require_writable, scenarios_of, slo_of
 
 if TYPE_CHECKING:
     from preble_jax.sim.record import SimResult
@@ -30,6 +30,7 @@ def run_sim(arguments: argparse.Namespace) -> int:
     """Exit status 0. Raises ConfigError and InvalidRequestError, before anything is simulated where that can be."""
     from preble_jax.sim.summary import summarize
 
+    refuse_idle(arguments)
     require_writable("--json", arguments.json)
     scenarios = scenarios_of(arguments)
     if len(scenarios) != 1:

@@ -12,7 +12,14 @@ from rich.table import Table
 from preble_jax.errors import ConfigError
 from preble_jax.progress import make_progress
 from serve.sim import make_console, show
-from serve.sim_arguments import require_writable, scenarios_of, slo_of
+from serve.sim_arguments import (
+    DEFAULT_SLO,
+    DEFAULT_TOLERANCE,
+    refuse_idle,
+    require_writable,
+    scenarios_of,
+    slo_of,
+)
 
 if TYPE_CHECKING:
     from preble_jax.sim.slo import Target
@@ -30,31 +37,30 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     from preble_jax.sim.sweep import Job, RowFile, make_workers, run_grid
 
     require_writable("--json", arguments.json)
-    if not 0.001 <= arguments.tolerance <= 1.0:
-        raise ConfigError(f"--tolerance: expected a share in [0.001, 1], got {arguments.tolerance}")
-    if arguments.processes < 0:
-        raise ConfigError(f"--processes: expected at least 1, or 0 for one a core, got {arguments.processes}")
-    target = Target.parse(arguments.slo)
+    refuse_idle(arguments)
+    tolerance = DEFAULT_TOLERANCE if arguments.tolerance is None else arguments.tolerance
+    if not 0.001 <= tolerance <= 1.0:
+        raise ConfigError(f"--tolerance: expected a share in [0.001, 1], got {tolerance}")
+    num_processes = arguments.processes or 0
+    if num_processes < 0:
+        raise ConfigError(f"--processes: expected at least 1, or 0 for one a core, got {num_processes}")
+    target = Target.parse(DEFAULT_SLO if arguments.slo is None else arguments.slo)
     if arguments.capacity:
-        if arguments.rate:
-            raise ConfigError(
-                f"--rate: expected without --capacity, which looks for it, got {arguments.rate[0]:g}; leave one out"
-            )
         arguments.rate = (1.0,)  # what is looked for
     scenarios = scenarios_of(arguments)
     slo = slo_of(arguments)
     file = RowFile(arguments.json)
     progress = make_progress()
-    with make_workers(arguments.processes) as workers:
+    with make_workers(num_processes) as workers:
         if arguments.capacity:
             rows = find_capacities(
                 [Job(scenario=scenario, target=target) for scenario in scenarios],
-                tolerance=arguments.tolerance,
+                tolerance=tolerance,
                 workers=workers,
                 file=file,
                 progress=progress,
             )
-            table = capacity_table(rows, arguments.slo)
+            table = capacity_table(rows, str(target))
             notes = too_short(rows, target)
         else:
             rows = run_grid([Job(scenario=scenario, slo=slo) for scenario in scenarios], workers, file, progress)

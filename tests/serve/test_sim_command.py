@@ -249,7 +249,18 @@ def test_traces_of_one_name_are_no_seeds_of_each_other(
         ),
         (["sweep", "--workload", "toolbench", "--capacity", "--slo", "p99=5"], "--slo: expected METRIC_pN=SECONDS"),
         (["sweep", "--workload", "toolbench", "--capacity", "--rate", "3,4"], "--rate: expected without --capacity"),
-        (["sweep", "--workload", "toolbench", "--rate", "1", "--tolerance", "0"], "--tolerance: expected"),
+        (["sweep", "--workload", "toolbench", "--capacity", "--tolerance", "0"], "--tolerance: expected a share"),
+        (["sweep", "--workload", "toolbench", "--rate", "1", "--tolerance", "0.1"], "--tolerance: expected with --cap"),
+        (["sweep", "--workload", "toolbench", "--rate", "1", "--slo", "foo"], "--slo: expected with --capacity only"),
+        (["sweep", "--workload", "toolbench", "--capacity", "--slo-ttft", "1"], "got 1; give --slo ttft_p99=1"),
+        (["--workload", "toolbench", "--rate", "3", "--slo", "foo"], "--slo: expected with `preble-jax sim sweep`"),
+        (
+            ["--workload", "toolbench", "--rate", "3", "--processes", "1"],
+            "--processes: expected with `preble-jax sim s",
+        ),
+        (["--workload", "toolbench", "--rate", "3", "--tolerance", "0.1"], "--tolerance: expected with `preble-jax s"),
+        (["--workload", "toolbench", "--capacity"], "--capacity: expected with `preble-jax sim sweep` only"),
+        (["--workload", "toolbench", "--trace", "x.jsonl", "--rate", "5"], "got both; leave one out"),
         (["sweep", "--workload", "toolbench", "--rate", "1", "--processes", "-1"], "--processes: expected"),
     ],
 )
@@ -292,6 +303,14 @@ def test_one_seed_has_no_interval(capacities: list[float], cells: str, capsys: p
     rows = [{**labels, "seed": seed, "capacity": found, "summary": summary} for seed, found in enumerate(capacities)]
     make_console().print(capacity_table(rows, "ttft_p99=5"))
     assert f"chat 4 e2 fair {cells} {3 * len(rows)}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_help_says_what_takes_lists_and_what_needs_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sim", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--rate R,... " in text and "--requests N " in text and "take lists with `sim sweep`, one value" in text
+    assert text.index("with sweep only:") < text.index("--capacity find") < text.index("--slo METRIC_pN=S of")
 
 
 def test_lists_of_numbers_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
