@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -16,7 +15,8 @@ from rich.table import Table
 
 from preble_jax.errors import ConfigError
 from preble_jax.progress import make_progress
-from serve.sim_arguments import refuse_idle, require_writable, scenarios_of, slo_of
+from serve.output_file import require_writable, write_file
+from serve.sim_arguments import refuse_idle, scenarios_of, slo_of
 
 if TYPE_CHECKING:
     from preble_jax.sim.record import SimResult
@@ -42,6 +42,16 @@ def run_sim(arguments: argparse.Namespace) -> int:
         workload = scenario.source.load(scenario.sim.num_groups, scenario.sim.seed)
     result = scenario.run(workload, progress=progress)
     summary = summarize(result, scenario.sim.tenants, slo)
+    try:
+        if arguments.json is not None:  # before what is printed, whose reader may go away
+            document = to_json(scenario, result, summary)
+            write_file("--json", arguments.json, json.dumps(document, indent=1) + "\n")
+    finally:
+        _print(scenario, summary)
+    return 0
+
+
+def _print(scenario: Scenario, summary: Mapping[str, Any]) -> None:
     console = make_console()
     console.print(_head(scenario, summary))
     console.print(_times(summary))
@@ -49,20 +59,6 @@ def run_sim(arguments: argparse.Namespace) -> int:
         console.print(_groups(summary["groups"]))
     if len(summary["tenants"]) > 1:
         console.print(_tenants(summary["tenants"]))
-    if arguments.json is not None:
-        document = to_json(scenario, result, summary)
-        _write(arguments.json, json.dumps(document, indent=1) + "\n")
-    return 0
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"--json: expected to write {len(text)} characters to {path}, got {error.strerror or error}; what is there"
-            " is not whole: make room, or name another file, and run it again"
-        ) from error
 
 
 def make_console() -> Console:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -224,16 +223,3 @@ def parse_fault(text: str) -> Fault:
             f"--fault: expected KIND:GROUP@SECONDS with a kind of {', '.join(FAULTS)}, for example kill:1@30, "
             f"got {text!r}"
         ) from error
-
-
-def require_writable(flag: str, path: Path | None) -> None:
-    """Before anything is simulated, lest the results are lost. Raises ConfigError."""
-    if path is None:
-        return
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise ConfigError(f"{flag}: expected a file in a folder that exists, got {path}; make the folder first")
-    if path.is_dir():
-        raise ConfigError(f"{flag}: expected a file, got the folder {path}; name a file in it")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise ConfigError(f"{flag}: expected a file that may be written, got {path}; name another one")

@@ -11,12 +11,12 @@ from rich.table import Table
 
 from preble_jax.errors import ConfigError
 from preble_jax.progress import make_progress
+from serve.output_file import require_writable
 from serve.sim import make_console, show
 from serve.sim_arguments import (
     DEFAULT_SLO,
     DEFAULT_TOLERANCE,
     refuse_idle,
-    require_writable,
     scenarios_of,
     slo_of,
 )

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from preble_jax.config import SchedSettings
 from serve.cli import main
@@ -145,8 +146,20 @@ def test_a_file_that_cannot_be_written_is_one_line(
     few = ["--workload", "unshared", "--rate", "5", "--requests", "3", "--groups", "1"]
     for mode, more in (([], []), (["sweep"], ["--processes", "1"])):
         assert main(["sim", *mode, *few, *more, "--json", str(tmp_path / "out.json")]) == 2
-        [line] = capsys.readouterr().err.splitlines()
+        output = capsys.readouterr()
+        [line] = output.err.splitlines()
         assert line.startswith("error: ") and "out.json" in line and "No space left on device" in line
+        assert mode or "hit ratio" in output.out, "what could not be written is printed at least"
+
+
+def test_a_reader_that_goes_away_does_not_cost_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*arguments: object, **more: object) -> None:
+        raise SystemExit(1)  # what rich makes of a broken pipe
+
+    monkeypatch.setattr(Console, "print", gone)
+    with pytest.raises(SystemExit):
+        run(out=tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["summary"]["finished"] == 60
 
 
 def test_faults_and_lag(tmp_path: Path) -> None:
