@@ -47,6 +47,9 @@ def test_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "words"),
     [
         (["demo", "--json", "."], "--json: expected a file, got the folder ."),
+        (["profile", "--output", "."], "--output: expected a file, got the folder ."),
+        (["profile", "--output", "nowhere/costs.json"], "--output: expected a file in a folder that exists"),
+        (["profile", "--rounds", "0"], "--rounds: expected at least 1, got 0"),
     ],
 )
 def test_what_would_be_lost_is_refused_before_anything_is_measured(
