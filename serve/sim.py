@@ -41,7 +41,7 @@ def run_sim(arguments: argparse.Namespace) -> int:
     with progress.task(f"making {scenario.source.name}"):
         workload = scenario.source.load(scenario.sim.num_groups, scenario.sim.seed)
     result = scenario.run(workload, progress=progress)
-    summary = summarize(result, scenario.sim.tenants, slo)
+    summary = summarize(result, scenario.sim.tenants, slo) | {"length_scale": workload.length_scale}
     try:
         if arguments.json is not None:  # before what is printed, whose reader may go away
             document = to_json(scenario, result, summary)
@@ -100,6 +100,8 @@ def _head(scenario: Scenario, summary: Mapping[str, Any]) -> Table:
         f"{summary[key]} {key}" for key in ("rejected", "failed", "unfinished", "truncated") if summary[key]
     )
     table.add_row("requests", f"{summary['requests']}" + (f" ({lost})" if lost else ""))
+    if scenario.source.length_scale != 1.0:
+        table.add_row("lengths", scale_text(scenario.source.length_scale, summary["length_scale"]))
     table.add_row("simulated", f"{summary['end_s']:.1f} s in {summary['wall_s']:.1f} s")
     table.add_row("throughput", f"{summary['throughput_per_s']:.2f} requests/s")
     limits = ", ".join(f"{metric} {limit:g} s" for metric, limit in summary["slo"].items())
@@ -144,6 +146,11 @@ def _tenants(rows: Mapping[str, Mapping[str, Any]]) -> Table:
         share = row["fair_share_ratio"]
         table.add_row(tenant, f"{row['requests']}", f"{row['service']:.0f}", show(share), *map(show, times))
     return table
+
+
+def scale_text(asked: float, exact: float) -> str:
+    """Of a trace's lengths."""
+    return f"times {asked:g}" if asked == exact else f"times {exact:.6g}: {asked:g} leaves no whole blocks"
 
 
 def show(value: float | None) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from preble_jax.errors import ConfigError
 from preble_jax.progress import make_progress
 from serve.output_file import require_writable
-from serve.sim import make_console, show
+from serve.sim import make_console, scale_text, show
 from serve.sim_arguments import (
     DEFAULT_SLO,
     DEFAULT_TOLERANCE,
@@ -67,7 +67,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
             table, notes = grid_table(rows), []
     console = make_console()
     console.print(table)
-    for note in notes:
+    for note in notes + rounded_scales(rows):
         console.print(note, soft_wrap=True)
     return 0
 
@@ -127,6 +127,16 @@ def too_short(rows: Sequence[dict[str, Any]], target: Target) -> list[str]:
                 f"before {target.limit_s:g} s, the limit, have passed; give more of them (--requests, a longer trace)"
             )
     return notes
+
+
+def rounded_scales(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for each trace whose lengths are not times what was asked for."""
+    found = {
+        f"{row['workload']}: lengths are {scale_text(asked, exact)}"
+        for row in rows
+        if (asked := row["settings"].get("length_scale", 1.0)) != (exact := row["summary"].get("length_scale", asked))
+    }
+    return sorted(found)
 
 
 def _by_label(

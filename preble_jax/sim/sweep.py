@@ -44,7 +44,7 @@ def run_job(job: Job) -> Row:
     workload = scenario.source.load(scenario.sim.num_groups, scenario.sim.seed)
     watch = None if job.target is None else TargetWatch(job.target, len(workload.requests))
     result = scenario.run(workload, stop=watch)
-    summary = summarize(result, scenario.sim.tenants, job.slo)
+    summary = summarize(result, scenario.sim.tenants, job.slo) | {"length_scale": workload.length_scale}
     row = {"key": job.key, **labels(scenario), "summary": summary}
     if job.target is None:
         return row

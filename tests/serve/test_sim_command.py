@@ -91,6 +91,18 @@ def test_a_trace_and_an_engine_of_another_size(tmp_path: Path) -> None:
     assert document["summary"]["num_steps"] >= 7 + 4 * 1, "a prompt of 200 tokens takes 7 steps of 32"
 
 
+def test_the_scale_that_blocks_allow_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace, out = tmp_path / "some.jsonl", tmp_path / "out.json"
+    trace.write_text('{"input_length": 640, "output_length": 2, "hash_ids": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}\n')
+    scaled = ["--trace", str(trace), "--rate", "5", "--groups", "1", "--length-scale", "0.3", "--block-size", "64"]
+    assert main(["sim", *scaled, "--json", str(out)]) == 0
+    assert "times 0.296875: 0.3 leaves" in capsys.readouterr().out
+    document = json.loads(out.read_text())
+    assert (document["summary"]["length_scale"], document["requests"][0]["num_prompt"]) == (19 / 64, 190)
+    assert main(["sim", "sweep", *scaled, "--processes", "1"]) == 0
+    assert "some: lengths are times 0.296875: 0.3 leaves" in capsys.readouterr().out
+
+
 def test_a_trace_is_cut_where_the_duration_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace, out = tmp_path / "some.csv", tmp_path / "out.json"
     rows = "".join(f"a,{5 + at_s},40,2\n" for at_s in range(10))

@@ -245,8 +245,28 @@ def test_length_scale_shrinks_prompts_blocks_and_answers_alike(write: Write) -> 
     partial = _read(write(_rows(_row(513, [1, 2]), _row(1023, [1, 3]))), rate=1.0, length_scale=0.25)
     assert [(request.num_prompt, len(request.blocks)) for request in partial.requests] == [(129, 2), (256, 2)]
     assert _read(write(MOONCAKE), length_scale=2.0).requests[0].num_prompt == 2400
-    with pytest.raises(ConfigError, match="length_scale: expected one that leaves whole blocks"):
+    with pytest.raises(ConfigError, match="--length-scale: expected one that leaves whole blocks"):
         _read(write(MOONCAKE), length_scale=0.0005)
+
+
+def test_blocks_round_the_length_scale(write: Write) -> None:
+    """Of 64 tokens, 19 are left, not 19.2, and of what no block covers as many in proportion."""
+    path = write(_rows(_row(64 * 10, [*range(10)], output_length=640), _row(64 * 10 + 32, [*range(10), 20])))
+    workload = _read(path, rate=1.0, block_size=64, length_scale=0.3)
+    assert (workload.block_size, workload.length_scale) == (19, 19 / 64)
+    first, second = workload.requests
+    assert (first.num_prompt, first.num_output, second.num_prompt) == (190, 190, 190 + round(32 * 19 / 64))
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.1, 0.001, 2.5])
+@pytest.mark.parametrize("text", [AZURE, VTC, _rows(_row(374, [], timestamp=0), _row(879, [], timestamp=5000))])
+def test_where_there_are_no_blocks_lengths_scale_freely(write: Write, text: str, factor: float) -> None:
+    path = write(text)
+    whole, scaled = _read(path), _read(path, length_scale=factor)
+    assert scaled.length_scale == factor
+    for before, after in zip(whole.requests, scaled.requests, strict=True):
+        assert after.num_prompt == max(round(factor * before.num_prompt), 1)
+        assert after.num_output == max(round(factor * before.num_output), 1)
 
 
 @pytest.mark.parametrize(
