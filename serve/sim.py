@@ -40,6 +40,7 @@ def run_sim(arguments: argparse.Namespace) -> int:
     progress = make_progress()
     with progress.task(f"making {scenario.source.name}"):
         workload = scenario.source.load(scenario.sim.num_groups, scenario.sim.seed)
+        scenario.source.require_requests(workload)
     result = scenario.run(workload, progress=progress)
     summary = summarize(result, scenario.sim.tenants, slo) | {"length_scale": workload.length_scale}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -153,6 +154,10 @@ def sources_of(arguments: argparse.Namespace) -> list[Source]:
         raise ConfigError("expected --workload NAME or --trace FILE, got neither; --list prints the workloads' names")
     if arguments.workload and arguments.trace and arguments.mode != "sweep":
         raise ConfigError("expected --workload NAME or --trace FILE, got both; leave one out, or use sim sweep")
+    for flag, paths in (("--trace", arguments.trace), ("--arrivals", (arguments.arrivals,))):
+        for path in filter(None, paths):
+            if not os.access(path, os.R_OK) or path.is_dir():
+                raise ConfigError(f"{flag}: expected a file that can be read, got {path}; check the path")
     if not arguments.trace:
         for flag, given in (
             ("--trace-format", arguments.trace_format is not None),

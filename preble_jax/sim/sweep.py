@@ -42,6 +42,8 @@ def run_job(job: Job) -> Row:
     """A row of the sweep's file. One that stopped early says so in its summary: its times are of a part."""
     scenario = job.scenario
     workload = scenario.source.load(scenario.sim.num_groups, scenario.sim.seed)
+    if job.target is None:
+        scenario.source.require_requests(workload)
     watch = None if job.target is None else TargetWatch(job.target, len(workload.requests))
     result = scenario.run(workload, stop=watch)
     summary = summarize(result, scenario.sim.tenants, job.slo) | {"length_scale": workload.length_scale}

@@ -248,6 +248,10 @@ def test_traces_of_one_name_are_no_seeds_of_each_other(
         (["--rate", "3"], "expected --workload NAME or --trace FILE"),
         (["--workload", "toolbench"], "--rate: expected requests a second"),
         (["--workload", "toolbensh", "--rate", "3"], "toolbench"),
+        (["--workload", "toolbench", "--rate", "3", "--duration", "0.0001"], "--duration: expected to reach the first"),
+        (["--workload", "toolbench", "--rate", "1e-9"], "of toolbench at 1e-09 requests/s, got the original's"),
+        (["--workload", "toolbench", "--rate", "3", "--arrivals", "nowhere.csv"], "--arrivals: expected a file that"),
+        (["--workload", "toolbench", "--rate", "3", "--seed", "-1"], "seed: expected a finite number >= 0"),
         (["--workload", "toolbench", "--rate", "0"], "--rate: expected a number above 0, got 0"),
         (["--workload", "toolbench", "--rate", "3", "--duration", "-1"], "--duration: expected a number above 0"),
         (["--workload", "toolbench", "--rate", "3,4"], "expected one value an argument, got 2 combinations"),
@@ -291,6 +295,50 @@ def test_traces_of_one_name_are_no_seeds_of_each_other(
 )
 def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sim", *arguments]) == 2
+    assert words in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--workload", "toolbench,nosuch", "--rate", "8"], "got 'nosuch'; the nearest is"),
+        (["--trace", "{trace},nowhere.csv"], "--trace: expected a file that can be read, got nowhere.csv"),
+        (["--workload", "toolbench", "--rate", "8", "--seed", "0,-1"], "seed: expected a finite number >= 0, got -1"),
+    ],
+)
+def test_a_sweep_does_not_begin_what_it_cannot_end(
+    arguments: list[str],
+    words: str,
+    same_names: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def begun(*arguments: object) -> None:
+        raise AssertionError("begun")
+
+    monkeypatch.setattr("preble_jax.sim.sweep.run_job", begun)
+    given = [argument.format(trace=same_names[0]) for argument in arguments]
+    assert main(["sim", "sweep", *given, "--processes", "1"]) == 2
+    assert words in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "words"),
+    [
+        ("{}", "--workload toolbench --rate 3 --cost", "error: cost: expected prefill_base_s in "),
+        (
+            "client,req_time_s,prompt_len,output_len\na,1,9,9\na,1,9,9\n",
+            "--workload toolbench --rate 3 --arrivals",
+            "expected times that advance, got 2 at one time, which cannot be stretched to a rate; give",
+        ),
+        ('{"input_length": 9, "output_length": 9, "hash_ids": []}', "--trace", "--rate: expected requests a second"),
+    ],
+)
+def test_an_error_names_what_was_given(
+    content: str, arguments: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "given.json").write_text(content)
+    assert main(["sim", *arguments.split(), str(tmp_path / "given.json")]) == 2
     assert words in error_line(capsys)
 
 

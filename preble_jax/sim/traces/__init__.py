@@ -100,7 +100,10 @@ def _timed(entries: list[Entry], path: Path, rate: float | None, seed: int, limi
     if first.at_s is not None and not first.in_session:
         return at_given_times(entries, rate, limit)
     if rate is None:
-        raise ConfigError(f"rate: expected one for {path}, which does not say when its requests came; give a rate")
+        raise ConfigError(
+            f"--rate: expected requests a second for {path}, which does not say when its requests came; for example"
+            " --rate 8"
+        )
     return (in_sessions if first.session else at_random_times)(entries, rate, seed)[:limit]
 
 

@@ -127,7 +127,9 @@ def test_without_timestamps_arrivals_are_poisson_at_the_rate(write: Write) -> No
     assert gaps.mean() == pytest.approx(0.2, rel=0.05) and gaps.std() == pytest.approx(0.2, rel=0.05)
     assert _read(path, rate=5.0).requests == requests
     assert _read(path, rate=5.0, seed=1).requests != requests
-    with pytest.raises(ConfigError, match=r"rate: expected one for .*small_trace.jsonl"):
+    with pytest.raises(
+        ConfigError, match=r"--rate: expected requests a second for .*small_trace.jsonl.*example --rate"
+    ):
         _read(path)
 
 
