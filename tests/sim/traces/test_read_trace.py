@@ -225,6 +225,13 @@ def test_the_format_is_found_by_the_content(write: Write, text: str, format: str
     assert _read(path) == _read(path, format=format)
 
 
+@pytest.mark.parametrize("text", [AZURE, VTC])
+def test_quotes_around_names_do_not_hide_the_format(write: Write, text: str) -> None:
+    header, rows = text.split("\n", 1)
+    quoted = ",".join(f'"{column}"' for column in header.split(","))
+    assert _read(write(f"{quoted}\n{rows}")) == _read(write(text))
+
+
 def test_a_wrong_format_is_refused(write: Write) -> None:
     with pytest.raises(ConfigError, match=r"one of mooncake, azure, vtc; got 'mooncack', nearest is 'mooncake'"):
         _read(write(MOONCAKE), format="mooncack")
