@@ -15,20 +15,24 @@ from preble_jax.errors import ConfigError
 COSTS = ("prefill_base_s", "prefill_token_s", "decode_token_s")
 
 
-def read_costs(path: Path) -> dict[str, float]:
-    """{setting of the sched section: seconds}. Raises ConfigError for a file that is missing, damaged or another's."""
+def read_costs(path: Path, where: str = "sched.cost_file") -> dict[str, float]:
+    """{setting of the sched section: seconds}. where: what named the file, for messages. Raises ConfigError for a file
+    that is missing, damaged or another's."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"sched.cost_file: expected a file of `preble-jax profile` at {path}, cannot read it ({error}); make one: "
+            f"{where}: expected a file of `preble-jax profile` at {path}, cannot read it ({error}); make one: "
             f"preble-jax profile --output {path}"
         ) from error
     costs = {}
     for name in COSTS:
         value = content.get(name) if isinstance(content, dict) else None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
-            raise ConfigError(f"sched.cost_file: expected {name} in {path} to be seconds >= 0, got {value!r}")
+            raise ConfigError(
+                f"{where}: expected {name} in {path} to be seconds >= 0, got {value!r}; make such a file:"
+                f" preble-jax profile --output {path}"
+            )
         costs[name] = float(value)
     return costs
 

@@ -17,6 +17,7 @@ from preble_jax.bench.workloads import SHAPES, find_workload
 from preble_jax.config import Config
 from preble_jax.errors import ConfigError
 from preble_jax.progress import make_progress
+from serve.output_file import require_writable, write_file
 
 if TYPE_CHECKING:
     from preble_jax.bench.rounds import Result
@@ -32,8 +33,7 @@ def run_bench(config: Config, names: Sequence[str], seed: int, num_rounds: int, 
     """names: of workloads, or their files; none: all the named ones. Exit status 0."""
     if num_rounds < 1:
         raise ConfigError(f"--rounds: expected at least 1, got {num_rounds}; leave it out for 3")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise ConfigError(f"--json: expected a file in a folder that exists, got {output}; make the folder first")
+    require_writable("--json", output)
     names = names or tuple(SHAPES)
     for name in names:  # bad ones are known before minutes of reading and compiling
         find_workload(name, seed)
@@ -45,19 +45,21 @@ def run_bench(config: Config, names: Sequence[str], seed: int, num_rounds: int, 
     engine = Engine.create(config, progress)
     workloads = [find_workload(name, seed, engine.limits.vocab_size) for name in names]
     results = measure(engine, workloads, num_rounds, progress)
-    console = Console()
-    if not console.is_terminal:  # in a file a row stays a line
-        console = Console(width=_FILE_WIDTH)
-    console.print(bench_table(results, num_rounds))
-    if output is not None:
-        document = {
-            "machine": describe_machine(),
-            "config": {name: asdict(getattr(config, name)) for name in ("model", "kv", "engine", "mesh", "queue")},
-            "num_pages": engine.runner.num_pages,
-            "rounds": num_rounds,
-            "workloads": [result.to_json() for result in results],
-        }
-        output.write_text(json.dumps(document, indent=2) + "\n")
+    document = {
+        "machine": describe_machine(),
+        "config": {name: asdict(getattr(config, name)) for name in ("model", "kv", "engine", "mesh", "queue")},
+        "num_pages": engine.runner.num_pages,
+        "rounds": num_rounds,
+        "workloads": [result.to_json() for result in results],
+    }
+    try:
+        if output is not None:  # before what is printed, whose reader may go away
+            write_file("--json", output, json.dumps(document, indent=2) + "\n")
+    finally:
+        console = Console()
+        if not console.is_terminal:  # in a file a row stays a line
+            console = Console(width=_FILE_WIDTH)
+        console.print(bench_table(results, num_rounds))
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from preble_jax.config import Config
 from preble_jax.config_files import OFFLINE_CONFIG, load_config
-from preble_jax.errors import GroupUnavailableError
+from preble_jax.errors import ConfigError, GroupUnavailableError
 
 WATCH_S = 0.5
 
@@ -132,8 +132,12 @@ def chat(arguments: argparse.Namespace) -> int:
 
 
 def profile(arguments: argparse.Namespace) -> int:
+    from serve.output_file import require_writable
     from serve.profile import run_profile
 
+    if arguments.rounds < 1:
+        raise ConfigError(f"--rounds: expected at least 1, got {arguments.rounds}; leave it out for 3")
+    require_writable("--output", arguments.output)  # before minutes of measuring
     config = _as_worker(load_config(arguments.config, arguments.overrides))
     return run_profile(config, arguments.output, arguments.cores, arguments.rounds, arguments.neighbours)
 

@@ -22,7 +22,7 @@ def run_plot(arguments: argparse.Namespace) -> int:
     require_plotting(arguments.output)
     metrics = arguments.metric.split(",") if arguments.metric else METRICS
     if arguments.kind == "service":
-        panels = [_service_panel(path) for path in arguments.files]
+        panels = _service_panels(arguments.files)
     else:
         rows = _rows(arguments.files)
         panels = rate_panels(rows, metrics) if arguments.kind == "rate" else ablation_panels(rows, metrics)
@@ -42,7 +42,7 @@ def _rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
         if document is None:
             rows += [row for row in read_rows(path) if "target" not in row]
         else:
-            rows.append({**labels_of(document), "summary": document["summary"]})
+            rows.append({**_labels(path, document), "summary": document["summary"]})
     return rows
 
 
@@ -56,29 +56,43 @@ def _document(path: Path) -> dict[str, Any] | None:
         document = json.loads(text)
     except ValueError:
         return None
-    whole = isinstance(document, dict) and {"settings", "summary", "requests"} <= document.keys()
-    return document if whole else None
+    whole = isinstance(document, dict) and {"settings", "requests"} <= document.keys()
+    return document if whole and isinstance(document.get("summary"), dict) else None
 
 
-def labels_of(document: dict[str, Any]) -> dict[str, Any]:
+def _labels(path: Path, document: dict[str, Any]) -> dict[str, Any]:
     """As the rows of a sweep have them."""
-    source, sim = document["settings"]["source"], document["settings"]["sim"]
-    return {
-        "workload": source["workload"] or Path(source["trace"]).stem,
-        "rate": source["rate"],
-        "groups": sim["num_groups"],
-        "placement": sim["sched"]["placement"],
-        "queue": sim["queue"]["policy"],
-        "seed": sim["seed"],
-    }
+    from preble_jax.sim.labels import labels_of
+
+    try:
+        return labels_of(document["settings"])
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{path}: {error}") from error
 
 
-def _service_panel(path: Path) -> Panel:
-    from preble_jax.sim.panels import service_panel
+def _service_panels(paths: Sequence[Path]) -> list[Panel]:
+    """One a file, under a title that tells it from the others."""
+    from preble_jax.sim.labels import distinctions
+    from preble_jax.sim.panels import beside, service_panel
 
+    documents = [_service_document(path) for path in paths]
+    rows = [_labels(path, document) for path, document in zip(paths, documents, strict=True)]
+    known = ("workload", "placement", "queue")
+    for row in rows:
+        row["settings"] = {key: row[key] for key in ("rate", "groups", "seed")} | row["settings"]
+    titles = [
+        beside(f"{row['workload']}, {row['placement']} + {row['queue']}", others)
+        for row, others in zip(rows, distinctions(rows, known), strict=True)
+    ]
+    services = [document["service"] for document in documents]
+    return [
+        service_panel(title, service["times_s"], service["tenants"])
+        for title, service in zip(titles, services, strict=True)
+    ]
+
+
+def _service_document(path: Path) -> dict[str, Any]:
     document = _document(path)
     if document is None or "service" not in document:
         raise InvalidRequestError(f"{path}: expected what `preble-jax sim --json` writes, got something else")
-    labels = labels_of(document)
-    title = f"{labels['workload']}, {labels['placement']} + {labels['queue']}"
-    return service_panel(title, document["service"]["times_s"], document["service"]["tenants"])
+    return document

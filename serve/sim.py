@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -16,13 +15,14 @@ from rich.table import Table
 
 from preble_jax.errors import ConfigError
 from preble_jax.progress import make_progress
-from serve.sim_arguments import require_writable, scenarios_of, slo_of
+from serve.output_file import require_writable, write_file
+from serve.sim_arguments import refuse_idle, scenarios_of, slo_of
 
 if TYPE_CHECKING:
     from preble_jax.sim.record import SimResult
     from preble_jax.sim.scenario import Scenario
 
-_FILE_WIDTH = 120
+_FILE_WIDTH = 200
 _MOST_GROUPS = 16  # more of them are in the file only
 
 
@@ -30,6 +30,7 @@ def run_sim(arguments: argparse.Namespace) -> int:
     """Exit status 0. Raises ConfigError and InvalidRequestError, before anything is simulated where that can be."""
     from preble_jax.sim.summary import summarize
 
+    refuse_idle(arguments)
     require_writable("--json", arguments.json)
     scenarios = scenarios_of(arguments)
     if len(scenarios) != 1:
@@ -39,8 +40,19 @@ def run_sim(arguments: argparse.Namespace) -> int:
     progress = make_progress()
     with progress.task(f"making {scenario.source.name}"):
         workload = scenario.source.load(scenario.sim.num_groups, scenario.sim.seed)
+        scenario.source.require_requests(workload)
     result = scenario.run(workload, progress=progress)
-    summary = summarize(result, scenario.sim.tenants, slo)
+    summary = summarize(result, scenario.sim.tenants, slo) | {"length_scale": workload.length_scale}
+    try:
+        if arguments.json is not None:  # before what is printed, whose reader may go away
+            document = to_json(scenario, result, summary)
+            write_file("--json", arguments.json, json.dumps(document, indent=1) + "\n")
+    finally:
+        _print(scenario, summary)
+    return 0
+
+
+def _print(scenario: Scenario, summary: Mapping[str, Any]) -> None:
     console = make_console()
     console.print(_head(scenario, summary))
     console.print(_times(summary))
@@ -48,20 +60,6 @@ def run_sim(arguments: argparse.Namespace) -> int:
         console.print(_groups(summary["groups"]))
     if len(summary["tenants"]) > 1:
         console.print(_tenants(summary["tenants"]))
-    if arguments.json is not None:
-        document = to_json(scenario, result, summary)
-        _write(arguments.json, json.dumps(document, indent=1) + "\n")
-    return 0
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"--json: expected to write {len(text)} characters to {path}, got {error.strerror or error}; what is there"
-            " is not whole: make room, or name another file, and run it again"
-        ) from error
 
 
 def make_console() -> Console:
@@ -103,6 +101,8 @@ def _head(scenario: Scenario, summary: Mapping[str, Any]) -> Table:
         f"{summary[key]} {key}" for key in ("rejected", "failed", "unfinished", "truncated") if summary[key]
     )
     table.add_row("requests", f"{summary['requests']}" + (f" ({lost})" if lost else ""))
+    if scenario.source.length_scale != 1.0:
+        table.add_row("lengths", scale_text(scenario.source.length_scale, summary["length_scale"]))
     table.add_row("simulated", f"{summary['end_s']:.1f} s in {summary['wall_s']:.1f} s")
     table.add_row("throughput", f"{summary['throughput_per_s']:.2f} requests/s")
     limits = ", ".join(f"{metric} {limit:g} s" for metric, limit in summary["slo"].items())
@@ -147,6 +147,11 @@ def _tenants(rows: Mapping[str, Mapping[str, Any]]) -> Table:
         share = row["fair_share_ratio"]
         table.add_row(tenant, f"{row['requests']}", f"{row['service']:.0f}", show(share), *map(show, times))
     return table
+
+
+def scale_text(asked: float, exact: float) -> str:
+    """Of a trace's lengths."""
+    return f"times {asked:g}" if asked == exact else f"times {exact:.6g}: {asked:g} leaves no whole blocks"
 
 
 def show(value: float | None) -> str:

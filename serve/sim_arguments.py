@@ -19,32 +19,38 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DEFAULT_COST = "mistral7b_a6000"
+DEFAULT_SLO = "ttft_p99=5"
+DEFAULT_TOLERANCE = 0.03
 FAULTS = ("kill", "restart", "drain", "undrain")
 
 
 def add_sim_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("mode", nargs="?", choices=["sweep"], help="sweep: every combination of lists (a,b,c), at once")
+    sweep = "every combination of what is given as lists, for example --rate 4,8"
+    parser.add_argument("mode", nargs="?", choices=["sweep"], help=sweep)
     what = parser.add_argument_group("what is simulated")
-    what.add_argument("--workload", type=_list_of(str), default=(), metavar="NAME", help="a generator; --list: names")
-    what.add_argument("--trace", type=_list_of(Path), default=(), metavar="FILE", help="a trace instead of a generator")
+    what.add_argument(
+        "--workload", type=_list_of(str), default=(), metavar="NAME,...", help="a generator; --list: names"
+    )
+    what.add_argument("--trace", type=_list_of(Path), default=(), metavar="FILE,...", help="a trace instead")
     what.add_argument("--trace-format", metavar="F", help="mooncake, azure or vtc; default: told by the content")
     what.add_argument("--time-unit", choices=["ms", "s"], help="of timestamps beside hash_ids; default: milliseconds")
-    what.add_argument("--rate", type=_list_of(float), default=(), metavar="R", help="requests/s of the whole cluster")
+    what.add_argument("--rate", type=_list_of(float), default=(), metavar="R,...", help="requests/s of the cluster")
     what.add_argument("--requests", type=int, metavar="N", help="so many requests; of a trace: the first N")
     what.add_argument("--duration", type=float, metavar="S", help="so many seconds of them; default: the original's")
     what.add_argument("--arrivals", type=Path, metavar="FILE", help="a trace whose times the workload comes at")
     what.add_argument("--block-size", type=int, metavar="B", help="tokens a block id of the trace; default: told by it")
     what.add_argument("--length-scale", type=float, default=1.0, metavar="X", help="multiplies a trace's lengths")
-    what.add_argument("--seed", type=_list_of(int), default=(0,), metavar="S", help="of workload and policies")
+    what.add_argument("--seed", type=_list_of(int), default=(0,), metavar="S,...", help="of workload and policies")
     _cluster_arguments(parser.add_argument_group("the cluster"))
     _output_arguments(parser.add_argument_group("what comes out"))
-    _sweep_arguments(parser.add_argument_group("sweep"))
+    _sweep_arguments(parser.add_argument_group("with sweep only"))
+    parser.epilog = "Arguments with ,... take lists with `sim sweep`, one value with `sim`."
 
 
 def _cluster_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--groups", type=_list_of(int), default=(4,), metavar="N", help="device groups; default 4")
-    group.add_argument("--placement", type=_list_of(str), default=(None,), metavar="P", help="sched.placement")
-    group.add_argument("--queue", type=_list_of(str), default=(None,), metavar="Q", help="queue.policy")
+    group.add_argument("--groups", type=_list_of(int), default=(4,), metavar="N,...", help="device groups; default 4")
+    group.add_argument("--placement", type=_list_of(str), default=(None,), metavar="P,...", help="sched.placement")
+    group.add_argument("--queue", type=_list_of(str), default=(None,), metavar="Q,...", help="queue.policy")
     group.add_argument("--cost", default=DEFAULT_COST, metavar="NAME", help="a cost model, or a file of `profile`")
     group.add_argument(
         "--kv-tokens", type=int, default=0, metavar="K", help="tokens a group holds; 0: the cost model's"
@@ -69,10 +75,11 @@ def _output_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _sweep_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--processes", type=int, default=0, metavar="N", help="at a time; default: one a core")
+    group.add_argument("--processes", type=int, metavar="N", help="at a time; default: one a core")
     group.add_argument("--capacity", action="store_true", help="find the highest rate that keeps --slo, by bisection")
-    group.add_argument("--slo", default="ttft_p99=5", metavar="METRIC_pN=S", help="of --capacity; default ttft_p99=5")
-    group.add_argument("--tolerance", type=float, default=0.03, metavar="X", help="of --capacity; default 0.03")
+    slo, tolerance = (f"of --capacity; default {value}" for value in (DEFAULT_SLO, DEFAULT_TOLERANCE))
+    group.add_argument("--slo", metavar="METRIC_pN=S", help=slo)
+    group.add_argument("--tolerance", type=float, metavar="X", help=tolerance)
 
 
 def add_plot_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +99,37 @@ def _list_of(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
             raise argparse.ArgumentTypeError(f"expected {words} with commas between them, got {text!r}") from None
 
     return parse
+
+
+def refuse_idle(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for what is given and would do nothing."""
+    if arguments.mode != "sweep":
+        for flag in ("processes", "capacity", "slo", "tolerance"):
+            given = getattr(arguments, flag)
+            if given is not None and given is not False:
+                raise ConfigError(
+                    f"--{flag}: expected with `preble-jax sim sweep` only, got it with `preble-jax sim`; use sim sweep,"
+                    " or leave it out"
+                )
+        return
+    if not arguments.capacity:
+        for flag in ("slo", "tolerance"):
+            if getattr(arguments, flag) is not None:
+                raise ConfigError(
+                    f"--{flag}: expected with --capacity only, got it without; add --capacity or leave it out"
+                )
+        return
+    if arguments.rate:
+        raise ConfigError(
+            f"--rate: expected without --capacity, which looks for it, got {arguments.rate[0]:g}; leave one out"
+        )
+    for metric in ("ttft", "latency", "tpot"):
+        limit_s = getattr(arguments, f"slo_{metric}")
+        if limit_s is not None:
+            raise ConfigError(
+                f"--slo-{metric}: expected without --capacity, whose limit is --slo, got {limit_s:g};"
+                f" give --slo {metric}_p99={limit_s:g}"
+            )
 
 
 def scenarios_of(arguments: argparse.Namespace) -> list[Scenario]:
@@ -116,6 +154,12 @@ def sources_of(arguments: argparse.Namespace) -> list[Source]:
 
     if not (arguments.workload or arguments.trace):
         raise ConfigError("expected --workload NAME or --trace FILE, got neither; --list prints the workloads' names")
+    if arguments.workload and arguments.trace and arguments.mode != "sweep":
+        raise ConfigError("expected --workload NAME or --trace FILE, got both; leave one out, or use sim sweep")
+    for flag, paths in (("--trace", arguments.trace), ("--arrivals", (arguments.arrivals,))):
+        for path in filter(None, paths):
+            if not os.access(path, os.R_OK) or path.is_dir():
+                raise ConfigError(f"{flag}: expected a file that can be read, got {path}; check the path")
     if not arguments.trace:
         for flag, given in (
             ("--trace-format", arguments.trace_format is not None),
@@ -187,16 +231,3 @@ def parse_fault(text: str) -> Fault:
             f"--fault: expected KIND:GROUP@SECONDS with a kind of {', '.join(FAULTS)}, for example kill:1@30, "
             f"got {text!r}"
         ) from error
-
-
-def require_writable(flag: str, path: Path | None) -> None:
-    """Before anything is simulated, lest the results are lost. Raises ConfigError."""
-    if path is None:
-        return
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise ConfigError(f"{flag}: expected a file in a folder that exists, got {path}; make the folder first")
-    if path.is_dir():
-        raise ConfigError(f"{flag}: expected a file, got the folder {path}; name a file in it")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise ConfigError(f"{flag}: expected a file that may be written, got {path}; name another one")

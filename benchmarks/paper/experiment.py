@@ -91,7 +91,7 @@ def run_variants(
 
 def _compact(row: Row, keep: Sequence[str]) -> Row:
     summary = {key: rounded(row["summary"][key]) for key in MEASURES if key in row["summary"]}
-    labels = {key: value for key, value in row.items() if key != "key"}
+    labels = {key: value for key, value in row.items() if key not in ("key", "settings")}
     return {**labels, **{key: row["summary"][key] for key in keep}, "summary": summary}
 
 

@@ -21,10 +21,11 @@ from preble_jax.config import QueueSettings, SchedSettings
 from preble_jax.progress import NullProgress, Progress, Task
 from preble_jax.sim.cost import find_cost
 from preble_jax.sim.cost.base import StepWork
+from preble_jax.sim.labels import Row, labels
 from preble_jax.sim.rate_search import rate_at, search_steps, step_at
 from preble_jax.sim.scenario import Scenario
 from preble_jax.sim.slo import Target
-from preble_jax.sim.sweep import Job, Row, RowFile, Workers, labels
+from preble_jax.sim.sweep import Job, RowFile, Workers
 
 # Steps of the grid by which the beginning of a search may be off: after an estimate from the workload's lengths, after
 # another policy's capacity, after another seed's.
@@ -78,7 +79,7 @@ class CapacityFinder:
             done, _ = wait(self._running, return_when=FIRST_COMPLETED)
             for future in done:
                 self._advance(self._running.pop(future), future.result(), task)
-        return [self._file.rows[self._key(job)] for job in jobs]
+        return [self._file.rows[self._key(job)] | _labels(job) for job in jobs]
 
     def _begin_or_wait(self, job: Job, task: Task) -> None:
         """The first search of a chain goes before its others, and each seed of the cell's lead before the others'."""
@@ -158,8 +159,7 @@ class CapacityFinder:
         job = search.job
         row: dict[str, Any] = {
             "key": self._key(job),
-            **labels(job.scenario),
-            "rate": None,
+            **_labels(job),
             "target": str(job.target),
             "tolerance": self._tolerance,
             "capacity": 0.0,
@@ -227,6 +227,10 @@ def estimate_rate(scenario: Scenario) -> float:
     prefill_s = cost.step_s(StepWork(0, 0, ((chunk, max(chunk, context)),), context)) / chunk
     decode_s = cost.step_s(StepWork(rows, rows * context, (), rows * context)) / rows
     return sim.num_groups / (extend * prefill_s + output * decode_s)
+
+
+def _labels(job: Job) -> Row:
+    return labels(job.scenario) | {"rate": None}
 
 
 def _without_rate(job: Job) -> Job:

@@ -7,6 +7,7 @@ from typing import Any
 
 from preble_jax.errors import InvalidRequestError
 from preble_jax.sim.intervals import mean_and_half_width
+from preble_jax.sim.labels import distinctions
 from preble_jax.sim.plots import Curve, Panel
 
 Row = Mapping[str, Any]
@@ -16,8 +17,8 @@ _NAMES = {"ttft": "TTFT", "tpot": "TPOT", "norm_latency": "latency per output to
 
 
 def rate_panels(rows: Sequence[Row], metrics: Sequence[str] = METRICS) -> list[Panel]:
-    """A panel for each workload, number of groups and metric, a curve for each pair of policies; means of the seeds
-    with 95% intervals."""
+    """A panel for each workload, number of groups and metric, a curve for each pair of policies (`variant`, where
+    rows have one) and whatever else differs; means of the seeds with 95% intervals."""
     panels = []
     for (workload, groups), members in group_by(rows, ("workload", "groups")).items():
         for metric in metrics:
@@ -31,7 +32,8 @@ def rate_panels(rows: Sequence[Row], metrics: Sequence[str] = METRICS) -> list[P
 
 
 def ablation_panels(rows: Sequence[Row], metrics: Sequence[str] = METRICS) -> list[Panel]:
-    """A panel for each workload, rate and metric, a bar for each pair of policies (`variant`, where rows have one)."""
+    """A panel for each workload, rate and metric, a bar for each pair of policies (`variant`, where rows have one) and
+    whatever else differs."""
     panels = []
     for (workload, rate, groups), members in group_by(rows, ("workload", "rate", "groups")).items():
         for metric in metrics:
@@ -61,14 +63,20 @@ def group_by(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], 
 
 
 def _by_policy(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    if all("variant" in row for row in rows):
-        return {variant: members for (variant,), members in group_by(rows, ("variant",)).items()}
-    groups = group_by(rows, ("placement", "queue"))
-    queues = {queue for _, queue in groups}
-    return {
-        placement if len(queues) == 1 else f"{placement} + {queue}": members
-        for (placement, queue), members in groups.items()
-    }
+    """By what is to be read beside a curve or a bar."""
+    known = ("variant",) if all("variant" in row for row in rows) else ("placement", "queue")
+    one_queue = len(known) == 2 and len({queue for _, queue in group_by(rows, known)}) == 1
+    shown = known[:1] if one_queue else known
+    groups: dict[str, list[Row]] = {}
+    for row, others in zip(rows, distinctions(rows, known), strict=True):
+        policy = " + ".join(row[label] for label in shown)
+        groups.setdefault(beside(policy, others), []).append(row)
+    return groups
+
+
+def beside(label: str, others: Mapping[str, str]) -> str:
+    """others: of `distinctions`; what is as by default is not said."""
+    return ", ".join([label, *(f"{name}={text}" for name, text in others.items() if text != "-")])
 
 
 def _curve(label: str, by_rate: Mapping[tuple[Any, ...], Sequence[Row]], metric: str) -> Curve:

@@ -36,11 +36,13 @@ class SimRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """requests: by arrival; a request comes after the one it follows. block_size: tokens a block id stands for."""
+    """requests: by arrival; a request comes after the one it follows. block_size: tokens a block id stands for.
+    length_scale: of a trace, what its lengths have been multiplied by."""
 
     name: str
     block_size: int
     requests: Sequence[SimRequest]
+    length_scale: float = 1.0
 
     @property
     def num_prompt_tokens(self) -> int:

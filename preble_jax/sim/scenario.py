@@ -16,7 +16,7 @@ from preble_jax.sim.settings import SimSettings
 from preble_jax.sim.simulator import Simulator
 from preble_jax.sim.stop_rule import StopRule
 from preble_jax.sim.traces import read_arrivals, read_trace
-from preble_jax.sim.workloads import make_workload
+from preble_jax.sim.workloads import make_workload, require_workload
 
 DEFAULT_COST = "mistral7b_a6000"
 # What `scheduler_costs` fits, and an override may give instead.
@@ -49,6 +49,8 @@ class Source:
     def __post_init__(self) -> None:
         if bool(self.workload) == bool(self.trace):
             raise ConfigError("expected --workload NAME or --trace FILE, and not both; --list prints the workloads")
+        if self.workload:
+            require_workload(self.workload)
         if self.arrivals and self.trace:
             raise ConfigError("--arrivals: expected with --workload only, got it with --trace; leave it out")
         if self.workload and self.rate is None:
@@ -85,6 +87,15 @@ class Source:
             seed=seed,
             arrivals=read_arrivals(self.arrivals) if self.arrivals else None,
         )
+
+    def require_requests(self, workload: Workload) -> None:
+        """workload: of `load`, which may have none, as a probe of a low rate may. Raises ConfigError."""
+        if not workload.requests:
+            lasting = "the original's" if self.duration_s is None else f"{self.duration_s:g}"
+            raise ConfigError(
+                f"--duration: expected to reach the first request of {self.workload} at {self.rate:g} requests/s, got"
+                f" {lasting}; give a longer one"
+            )
 
     def _cut(self, workload: Workload, duration_s: float) -> Workload:
         requests = [request for request in workload.requests if request.arrival_s < duration_s]

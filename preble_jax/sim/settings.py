@@ -70,7 +70,7 @@ class SimSettings:
             self._require(name, 1)
         for name in ("kv_tokens", "prefill_tokens", "max_prefill_seqs", "max_num_seqs"):
             self._require(name, 0)
-        for name in ("event_lag_s", "network_s", "max_dispatch_s"):
+        for name in ("event_lag_s", "network_s", "max_dispatch_s", "seed"):
             self._require(name, 0)
         self._require("report_interval_s", 1e-3)
         if self.horizon_s is not None:

@@ -12,15 +12,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from preble_jax.errors import ConfigError, InvalidRequestError
 from preble_jax.progress import NullProgress, Progress
+from preble_jax.sim.labels import Row, labels
 from preble_jax.sim.scenario import Scenario
 from preble_jax.sim.slo import Slo, Target, TargetWatch
 from preble_jax.sim.summary import summarize
 
-Row = dict[str, Any]
 _NO_SLO = Slo()
 
 
@@ -43,9 +42,11 @@ def run_job(job: Job) -> Row:
     """A row of the sweep's file. One that stopped early says so in its summary: its times are of a part."""
     scenario = job.scenario
     workload = scenario.source.load(scenario.sim.num_groups, scenario.sim.seed)
+    if job.target is None:
+        scenario.source.require_requests(workload)
     watch = None if job.target is None else TargetWatch(job.target, len(workload.requests))
     result = scenario.run(workload, stop=watch)
-    summary = summarize(result, scenario.sim.tenants, job.slo)
+    summary = summarize(result, scenario.sim.tenants, job.slo) | {"length_scale": workload.length_scale}
     row = {"key": job.key, **labels(scenario), "summary": summary}
     if job.target is None:
         return row
@@ -58,20 +59,6 @@ def run_job(job: Job) -> Row:
         "summary": summary,
     }
     return row
-
-
-def labels(scenario: Scenario) -> Row:
-    """What tells the rows of a sweep apart."""
-    sim = scenario.sim
-    return {
-        "workload": scenario.source.name,
-        "rate": scenario.source.rate,
-        "groups": sim.num_groups,
-        "placement": sim.sched.placement,
-        "queue": sim.queue.policy,
-        "cost": scenario.cost,
-        "seed": sim.seed,
-    }
 
 
 class RowFile:
@@ -163,14 +150,14 @@ def make_workers(num_processes: int = 0) -> Iterator[Workers]:
 
 
 def run_grid(jobs: Sequence[Job], workers: Workers, file: RowFile, progress: Progress | None = None) -> list[Row]:
-    """The rows of the jobs, in their order; those that the file has are not run again."""
+    """The rows of the jobs, in their order; those that the file has are not run again, and get the labels of today."""
     missing = {job.key: job for job in jobs if job.key not in file.rows}
     with (progress or NullProgress()).task("simulating", total=len(jobs)) as task:
         task.advance(len(jobs) - len(missing))
         for row in _in_any_order(missing.values(), workers):
             file.add(row)
             task.advance()
-    return [file.rows[job.key] for job in jobs]
+    return [file.rows[job.key] | labels(job.scenario) for job in jobs]
 
 
 def _in_any_order(jobs: Iterable[Job], workers: Workers) -> Iterator[Row]:

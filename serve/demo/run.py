@@ -12,13 +12,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from preble_jax.errors import ConfigError, PrebleError
+from preble_jax.errors import PrebleError
 from preble_jax.sampling_params import SamplingParams
 from serve.client import AsyncClient
 from serve.cluster import Cluster, new_run_dir
 from serve.demo.requests import DemoRequest, load_requests
 from serve.demo.summary import Outcome, Summary, summarize, summary_table
 from serve.demo.view import View, make_view
+from serve.output_file import require_writable, write_file
 from serve.protos.preble.v1 import scheduler_pb2 as pb
 from serve.protos.preble.v1 import scheduler_pb2_grpc
 from serve.status import transport_errors
@@ -33,10 +34,7 @@ ANY_PORT = {"serve.frontend_port": "0", "serve.scheduler_port": "0", "serve.work
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """Exit status: 0 if no request failed."""
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise ConfigError(
-            f"--json: expected a file in a folder that exists, got {arguments.json}; make the folder first"
-        )
+    require_writable("--json", arguments.json)
     console = Console()
     requests = load_requests(arguments.seed)
     num_families = len({request.family for request in requests})
@@ -52,9 +50,11 @@ def run_demo(arguments: argparse.Namespace) -> int:
         )
         with cluster:
             summaries.append(asyncio.run(_measure(cluster, requests, sampling, make_view(console))))
-    console.print(summary_table(summaries))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(_document(summaries), indent=2) + "\n")
+    try:
+        if arguments.json is not None:
+            write_file("--json", arguments.json, json.dumps(_document(summaries), indent=2) + "\n")
+    finally:
+        console.print(summary_table(summaries))
     return 0 if all(summary.failures == 0 for summary in summaries) else 1
 
 

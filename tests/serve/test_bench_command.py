@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from rich.table import Table
 
+from serve.bench import bench_table
 from serve.cli import main
 
 TINY_FOLDER = Path(__file__).parent.parent / "goldens" / "tiny_llama3"
@@ -45,6 +48,12 @@ def test_a_table_and_json(workload: Path, capsys: pytest.CaptureFixture[str], mo
     output = workload.with_name("out.json")
     arguments = ["bench", "engine", str(workload), "--rounds", "2", "--json", str(output), *SETTINGS]
     monkeypatch.setattr(sys, "argv", ["preble-jax", *arguments])
+
+    def checked_table(*results: Any) -> Table:
+        assert output.exists(), "written before anything is printed, for a reader may go away"
+        return bench_table(*results)
+
+    monkeypatch.setattr("serve.bench.bench_table", checked_table)
     assert main() == 0
     printed = capsys.readouterr().out
     assert "medians of 2 rounds" in printed
@@ -70,6 +79,7 @@ def test_a_table_and_json(workload: Path, capsys: pytest.CaptureFixture[str], mo
         (["nowhere.json"], "nowhere.json: expected a file"),
         (["decode1", "--rounds", "0"], "--rounds: expected at least 1, got 0"),
         (["decode1", "--json", "nowhere/out.json"], "--json: expected a file in a folder that exists"),
+        (["decode1", "--json", "."], "--json: expected a file, got the folder ."),
         (["decode1", "--config.kv.memory_gib=much"], "kv.memory_gib: expected a finite number or auto, got 'much'"),
     ],
 )

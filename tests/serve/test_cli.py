@@ -43,6 +43,22 @@ def test_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "smollm2-135m-instruct" in error_line(capsys)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo", "--json", "."], "--json: expected a file, got the folder ."),
+        (["profile", "--output", "."], "--output: expected a file, got the folder ."),
+        (["profile", "--output", "nowhere/costs.json"], "--output: expected a file in a folder that exists"),
+        (["profile", "--rounds", "0"], "--rounds: expected at least 1, got 0"),
+    ],
+)
+def test_what_would_be_lost_is_refused_before_anything_is_measured(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--config.model.name=nowhere/none"]) == 2
+    assert words in error_line(capsys)
+
+
 @pytest.mark.parametrize("setting", ["frontend_port", "scheduler_port", "worker_port"])
 def test_a_port_that_is_taken_is_found_before_anything_starts(
     setting: str, capsys: pytest.CaptureFixture[str], tmp_path: Path

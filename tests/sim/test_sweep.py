@@ -12,11 +12,12 @@ import pytest
 
 from preble_jax.errors import InvalidRequestError
 from preble_jax.sim.capacity import estimate_rate, find_capacities, lasts, predict
+from preble_jax.sim.labels import Row, labels
 from preble_jax.sim.rate_search import MOST_RATE, rate_at
 from preble_jax.sim.scenario import Scenario, Source
 from preble_jax.sim.settings import SimSettings
 from preble_jax.sim.slo import Target
-from preble_jax.sim.sweep import Job, Row, RowFile, Workers, labels, make_workers, read_rows, run_grid, run_job
+from preble_jax.sim.sweep import Job, RowFile, Workers, make_workers, read_rows, run_grid, run_job
 
 TARGET = Target.parse("ttft_p99=5")
 SCENARIO = Scenario(

@@ -44,7 +44,7 @@ class ProfiledCost:
                 f"preble-jax profile --output {path}"
             ) from error
         if not isinstance(content, dict) or content.get("step_costs") is None:
-            return cls(name=name or path.stem, engine=_default_engine(), steps=_linear(read_costs(path)))
+            return cls(name=name or path.stem, engine=_default_engine(), steps=_linear(read_costs(path, "cost")))
         try:
             steps = StepCosts.from_json(content["step_costs"])
             engine = EngineShape(**{key: int(value) for key, value in content["engine"].items()})

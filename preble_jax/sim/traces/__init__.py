@@ -39,7 +39,8 @@ def read_trace(
     without them has Poisson arrivals of that rate (then it must be given). Requests of one session follow each other;
     without timestamps of their own, the sessions come in random order. block_size: tokens a block, worked out of the
     lengths when None. limit: the first so many, whose timestamps are stretched so that these come at the rate.
-    length_scale: all lengths times that, the block size included. time_unit: of Mooncake's timestamps, of TIME_UNITS;
+    length_scale: all lengths times that. Blocks shrink or grow to a whole number of tokens, so that it is rounded where
+    there are any: `Workload.length_scale` is what has been done. time_unit: of Mooncake's timestamps, of TIME_UNITS;
     None: milliseconds (seconds where they count from each session's begin), refused without a rate where more requests
     a second would come than is likely.
     Raises InvalidRequestError for a file that breaks the format, with file and line, and ConfigError for arguments out
@@ -52,9 +53,12 @@ def read_trace(
     if kind == "mooncake" and time_unit is None and rate is None and not entries[0].in_session:
         check_unit(entries)
     requests = _timed(entries, path, rate, seed, limit)
-    if length_scale != 1.0:
-        requests, size = _scale(requests, size, length_scale)
-    return Workload(name=path.stem, block_size=size, requests=requests)
+    if length_scale == 1.0:
+        return Workload(name=path.stem, block_size=size, requests=requests)
+    if any(entry.blocks for entry in entries):
+        return _scale_blocks(Workload(name=path.stem, block_size=size, requests=requests), length_scale)
+    scaled = [_times(request, length_scale) for request in requests]
+    return Workload(name=path.stem, block_size=size, requests=scaled, length_scale=length_scale)
 
 
 def read_arrivals(path: str | Path, format: str | None = None) -> Given:
@@ -96,26 +100,34 @@ def _timed(entries: list[Entry], path: Path, rate: float | None, seed: int, limi
     if first.at_s is not None and not first.in_session:
         return at_given_times(entries, rate, limit)
     if rate is None:
-        raise ConfigError(f"rate: expected one for {path}, which does not say when its requests came; give a rate")
+        raise ConfigError(
+            f"--rate: expected requests a second for {path}, which does not say when its requests came; for example"
+            " --rate 8"
+        )
     return (in_sessions if first.session else at_random_times)(entries, rate, seed)[:limit]
 
 
-def _scale(requests: list[SimRequest], size: int, factor: float) -> tuple[list[SimRequest], int]:
+def _times(request: SimRequest, factor: float) -> SimRequest:
+    num_prompt, num_output = max(round(request.num_prompt * factor), 1), max(round(request.num_output * factor), 1)
+    return replace(request, num_prompt=num_prompt, num_output=num_output)
+
+
+def _scale_blocks(workload: Workload, factor: float) -> Workload:
     """Blocks shrink or grow to a whole number of tokens, and what no full block covers in the same proportion."""
+    size = workload.block_size
     scaled = round(size * factor)
     if abs(scaled - size * factor) > _MOST_ROUNDING * size * factor:
         raise ConfigError(
-            f"length_scale: expected one that leaves whole blocks, got {factor}, which makes {size * factor:.2f} tokens"
-            f" of a block of {size}; give a multiple of 1/{size}"
+            f"--length-scale: expected one that leaves whole blocks, got {factor}, which makes {size * factor:.2f}"
+            f" tokens of a block of {size}; give a multiple of 1/{size}"
         )
     exact = scaled / size
     shrunk = []
-    for request in requests:
+    for request in workload.requests:
         full, rest = divmod(request.num_prompt, size)
         over = max(min(round(rest * exact), scaled), 1) if rest else 0  # a partial block keeps a token
-        num_prompt = full * scaled + over
-        shrunk.append(replace(request, num_prompt=num_prompt, num_output=max(round(request.num_output * exact), 1)))
-    return shrunk, scaled
+        shrunk.append(replace(_times(request, exact), num_prompt=full * scaled + over))
+    return replace(workload, block_size=scaled, requests=shrunk, length_scale=exact)
 
 
 def _check(rate: float | None, block_size: int | None, limit: int | None, length_scale: float, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,11 +104,20 @@ def find_format(path: Path, lines: Sequence[str]) -> str:
     number, first = next((number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip())
     if first.startswith("{"):
         return "mooncake"
-    header = {column.strip() for column in first.split(",")}
+    header = _columns(first)
     for columns, name in ((_AZURE, "azure"), (_VTC, "vtc")):
         if header.intersection(columns):
             return name
     raise InvalidRequestError(
         f"{path}, line {number}: expected JSON lines (mooncake) or a CSV header with {','.join(_AZURE)} (azure) or"
-        f" {','.join(_VTC)} (vtc), got {first[:60]!r}; give a trace in one of these formats"
+        f" {','.join(_VTC)} (vtc), got {first[:60]!r}; give a trace in one of these formats, or name the one"
+        " that it has: --trace-format"
     )
+
+
+def _columns(line: str) -> set[str]:
+    """Of a CSV's header; none in what cannot be one."""
+    try:
+        return {column.strip() for columns in csv.reader([line]) for column in columns}
+    except csv.Error:
+        return set()

@@ -62,9 +62,9 @@ def _stretch(times: Sequence[float], rate: float) -> float:
     span_s = times[-1] - times[0]
     if len(times) > 1 and not span_s:
         raise ConfigError(
-            f"rate: expected timestamps that advance, got {len(times)} requests at one time, which cannot be stretched"
-            f" to {rate} a second; take more of the trace, leave the rate out, or take the timestamps out of the trace"
-            " for Poisson arrivals"
+            f"--rate: expected timestamps that advance, got {len(times)} requests at one time, which cannot be"
+            f" stretched to {rate} a second; take more of the trace, leave it out, or take the timestamps out"
+            " of the trace for Poisson arrivals"
         )
     return (len(times) - 1) / (span_s * rate) if span_s else 1.0
 

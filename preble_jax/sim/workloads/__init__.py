@@ -15,9 +15,16 @@ from preble_jax.sim.workloads.build import build
 from preble_jax.sim.workloads.catalog import RECIPES
 from preble_jax.sim.workloads.sharing import shared_ratio
 
-__all__ = ["WORKLOADS", "Arrivals", "Given", "Renewal", "make_workload", "shared_ratio"]
+__all__ = ["WORKLOADS", "Arrivals", "Given", "Renewal", "make_workload", "require_workload", "shared_ratio"]
 
 WORKLOADS: Mapping[str, str] = MappingProxyType({name: recipe.models for name, recipe in RECIPES.items()})
+
+
+def require_workload(name: str) -> None:
+    """Raises ConfigError where there is none of that name."""
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)
+        raise ConfigError(f"workload: expected one of {', '.join(RECIPES)}; got {name!r}; the nearest is {close[0]!r}")
 
 
 def make_workload(
@@ -37,10 +44,8 @@ def make_workload(
     arrivals: instead of the workload's own, for all clients together (`Given`: times that were measured).
     Raises ConfigError for an unknown name and for arguments out of range.
     """
-    recipe = RECIPES.get(name)
-    if recipe is None:
-        close = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)
-        raise ConfigError(f"workload: expected one of {', '.join(RECIPES)}; got {name!r}; the nearest is {close[0]!r}")
+    require_workload(name)
+    recipe = RECIPES[name]
     for key, value in (("rate", rate), ("duration_s", 1.0 if duration_s is None else duration_s)):
         if not (math.isfinite(value) and value > 0):
             raise ConfigError(f"workload {name}: expected {key} above 0, got {value}; give a positive number")

@@ -81,10 +81,14 @@ class Given:
     at_s: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.at_s) < 2 or self.at_s[-1] <= self.at_s[0] or np.any(np.diff(self.at_s) < 0):
+        if len(self.at_s) < 2:
+            raise ConfigError(f"arrivals: expected 2 times or more, got {len(self.at_s)}; take more of the trace")
+        if np.any(np.diff(self.at_s) < 0):
+            raise ConfigError("arrivals: expected times in order, got some that run backwards; sort them")
+        if self.at_s[-1] == self.at_s[0]:
             raise ConfigError(
-                f"arrivals: expected 2 times or more, in order, got {len(self.at_s)} from {self.at_s[:1]} to"
-                f" {self.at_s[-1:]}; sort them"
+                f"arrivals: expected times that advance, got {len(self.at_s)} at one time, which cannot be stretched to"
+                " a rate; give a trace whose requests come at different times"
             )
 
     def times(self, rng: np.random.Generator, rate: float, count: int) -> Times:

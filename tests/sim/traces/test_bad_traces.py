@@ -123,6 +123,7 @@ def test_sessions_that_run_backwards(tmp_path: Path, turns: list[int], times: li
         ("", "line 1: expected a row, got an empty file"),
         (" \n\n", "line 1: expected a row, got an empty file"),
         ("hello\nworld\n", "line 1: expected JSON lines (mooncake) or a CSV header"),
+        ("a" * 200_000, "or name the one that it has: --trace-format"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "expected rows after the header, got none"),
         (
             "TIMESTAMP,ContextTokens\n2023-11-16 18:15:46,3\n",

@@ -127,7 +127,9 @@ def test_without_timestamps_arrivals_are_poisson_at_the_rate(write: Write) -> No
     assert gaps.mean() == pytest.approx(0.2, rel=0.05) and gaps.std() == pytest.approx(0.2, rel=0.05)
     assert _read(path, rate=5.0).requests == requests
     assert _read(path, rate=5.0, seed=1).requests != requests
-    with pytest.raises(ConfigError, match=r"rate: expected one for .*small_trace.jsonl"):
+    with pytest.raises(
+        ConfigError, match=r"--rate: expected requests a second for .*small_trace.jsonl.*example --rate"
+    ):
         _read(path)
 
 
@@ -223,6 +225,13 @@ def test_the_format_is_found_by_the_content(write: Write, text: str, format: str
     assert _read(path) == _read(path, format=format)
 
 
+@pytest.mark.parametrize("text", [AZURE, VTC])
+def test_quotes_around_names_do_not_hide_the_format(write: Write, text: str) -> None:
+    header, rows = text.split("\n", 1)
+    quoted = ",".join(f'"{column}"' for column in header.split(","))
+    assert _read(write(f"{quoted}\n{rows}")) == _read(write(text))
+
+
 def test_a_wrong_format_is_refused(write: Write) -> None:
     with pytest.raises(ConfigError, match=r"one of mooncake, azure, vtc; got 'mooncack', nearest is 'mooncake'"):
         _read(write(MOONCAKE), format="mooncack")
@@ -245,8 +254,28 @@ def test_length_scale_shrinks_prompts_blocks_and_answers_alike(write: Write) -> 
     partial = _read(write(_rows(_row(513, [1, 2]), _row(1023, [1, 3]))), rate=1.0, length_scale=0.25)
     assert [(request.num_prompt, len(request.blocks)) for request in partial.requests] == [(129, 2), (256, 2)]
     assert _read(write(MOONCAKE), length_scale=2.0).requests[0].num_prompt == 2400
-    with pytest.raises(ConfigError, match="length_scale: expected one that leaves whole blocks"):
+    with pytest.raises(ConfigError, match="--length-scale: expected one that leaves whole blocks"):
         _read(write(MOONCAKE), length_scale=0.0005)
+
+
+def test_blocks_round_the_length_scale(write: Write) -> None:
+    """Of 64 tokens, 19 are left, not 19.2, and of what no block covers as many in proportion."""
+    path = write(_rows(_row(64 * 10, [*range(10)], output_length=640), _row(64 * 10 + 32, [*range(10), 20])))
+    workload = _read(path, rate=1.0, block_size=64, length_scale=0.3)
+    assert (workload.block_size, workload.length_scale) == (19, 19 / 64)
+    first, second = workload.requests
+    assert (first.num_prompt, first.num_output, second.num_prompt) == (190, 190, 190 + round(32 * 19 / 64))
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.1, 0.001, 2.5])
+@pytest.mark.parametrize("text", [AZURE, VTC, _rows(_row(374, [], timestamp=0), _row(879, [], timestamp=5000))])
+def test_where_there_are_no_blocks_lengths_scale_freely(write: Write, text: str, factor: float) -> None:
+    path = write(text)
+    whole, scaled = _read(path), _read(path, length_scale=factor)
+    assert scaled.length_scale == factor
+    for before, after in zip(whole.requests, scaled.requests, strict=True):
+        assert after.num_prompt == max(round(factor * before.num_prompt), 1)
+        assert after.num_output == max(round(factor * before.num_output), 1)
 
 
 @pytest.mark.parametrize(
