@@ -334,6 +334,7 @@ def test_a_sweep_does_not_begin_what_it_cannot_end(
         ),
         ('{"input_length": 9, "output_length": 9, "hash_ids": []}', "--trace", "--rate: expected requests a second"),
     ],
+    ids=["cost", "arrivals", "trace"],
 )
 def test_an_error_names_what_was_given(
     content: str, arguments: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

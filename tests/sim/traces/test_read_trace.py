@@ -225,7 +225,7 @@ def test_the_format_is_found_by_the_content(write: Write, text: str, format: str
     assert _read(path) == _read(path, format=format)
 
 
-@pytest.mark.parametrize("text", [AZURE, VTC])
+@pytest.mark.parametrize("text", [AZURE, VTC], ids=["azure", "vtc"])
 def test_quotes_around_names_do_not_hide_the_format(write: Write, text: str) -> None:
     header, rows = text.split("\n", 1)
     quoted = ",".join(f'"{column}"' for column in header.split(","))
@@ -268,7 +268,11 @@ def test_blocks_round_the_length_scale(write: Write) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.3, 0.1, 0.001, 2.5])
-@pytest.mark.parametrize("text", [AZURE, VTC, _rows(_row(374, [], timestamp=0), _row(879, [], timestamp=5000))])
+@pytest.mark.parametrize(
+    "text",
+    [AZURE, VTC, _rows(_row(374, [], timestamp=0), _row(879, [], timestamp=5000))],
+    ids=["azure", "vtc", "mooncake"],
+)
 def test_where_there_are_no_blocks_lengths_scale_freely(write: Write, text: str, factor: float) -> None:
     path = write(text)
     whole, scaled = _read(path), _read(path, length_scale=factor)
