@@ -32,6 +32,8 @@ def _llvm() -> Any:
     llvm = import_module("llvmlite.binding")
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    # Kernels are written in the order that their registers last for; LLVM would move loads ahead and run out of them.
+    llvm.set_option("", "-enable-misched=false")
     return llvm
 
 

@@ -37,6 +37,7 @@ K_BYTES = PANEL * _PAIR_BYTES  # of a panel, for each pair of rows
 LINE = 64
 _AHEAD = 128 * LINE  # how far in front of the dots weights are asked for
 _PANELS_AT_ONCE = 64
+_MADE_PANELS = 24  # an item's at most, whose rows it makes
 SCORED_PANELS = 24  # an item's at most, whose results are kept until they are scored
 
 Array = np.ndarray[Any, Any]
@@ -432,8 +433,13 @@ def _wide(x: jax.Array, num_columns: int) -> jax.Array:
 
 
 def _panels_per_item(num_rows: int, num_panels: int, *, normed: bool) -> int:
-    """Rows that are made cost a third of a panel's product: so an item is several panels."""
-    return share_panels(num_panels, most=24 if normed and num_rows > _MAX_BLOCK_ROWS else 6)
+    """Rows that are made cost more than half of a panel's product: so an item is many panels. Where there are several
+    blocks of rows, each block's items go evenly on all threads."""
+    if not normed or num_rows <= _MAX_BLOCK_ROWS:
+        return share_panels(num_panels, most=6)
+    threads = os.cpu_count() or 1
+    rounds = -(-num_panels // (_MADE_PANELS * threads))
+    return -(-num_panels // (rounds * threads))
 
 
 def share_panels(num_panels: int, *, most: int, overhead: float = 0) -> int:

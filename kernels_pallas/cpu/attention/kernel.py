@@ -13,6 +13,7 @@ from itertools import chain
 
 from kernels_pallas.cpu.attention.ahead import Ahead
 from kernels_pallas.cpu.attention.keys import CHUNK_KEYS, GROUP_KEYS, Block, Pages, copy, fill, load_block
+from kernels_pallas.cpu.attention.schedule import REGISTER_ROWS
 from kernels_pallas.cpu.attention.softmax import (
     EXP2,
     EXP2_SHIFT,
@@ -29,7 +30,6 @@ from kernels_pallas.cpu.ir import F32, I32, I64, Function, Value, Variable
 from kernels_pallas.cpu.vmath import LOG2_E, exp2
 
 DECODE_BLOCK_KEYS, BLOCK_KEYS = 64, 256  # for a tile of one token, of more
-_MOST_TILE_ROWS = 6  # 6 x 4 registers of sums, 4 of keys or values, and a few
 _COLUMN_BYTES = 24  # of a row of the table of tiles
 
 
@@ -86,7 +86,7 @@ class _Item:
         self.single = tokens == 1
         self.queries = queries
         most = tokens * kernel.group
-        self.tile_rows = -(-most // -(-most // _MOST_TILE_ROWS)) if tokens == 1 else min(most, _MOST_TILE_ROWS)
+        self.tile_rows = -(-most // -(-most // REGISTER_ROWS)) if tokens == 1 else min(most, REGISTER_ROWS)
         padded = -(-most // self.tile_rows) * self.tile_rows
         self.num_rows = self.num_tokens * kernel.group
         self.padded_rows = (self.num_rows + (self.tile_rows - 1)) // self.tile_rows * self.tile_rows

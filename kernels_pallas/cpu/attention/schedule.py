@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from typing import NamedTuple
 
 import jax
@@ -9,7 +11,9 @@ import jax.numpy as jnp
 
 from kernels_pallas.geometry import Geometry
 
-TILE_ROWS = 192  # query rows of a tile at most: what is made of a block of keys serves them all
+TILE_ROWS = 288  # query rows of a tile at most: what is made of a block of keys serves them all
+_SPLIT_ROWS = 96  # of a tile that is cut for the threads' sake
+REGISTER_ROWS = 6  # of the kernel: 6 x 4 registers of sums, 4 of keys or values, and a few
 
 
 class Tiles(NamedTuple):
@@ -26,6 +30,12 @@ class Tiles(NamedTuple):
 
 def tile_tokens(geometry: Geometry) -> int:
     return TILE_ROWS // geometry.group
+
+
+def _rounds(geometry: Geometry) -> int:
+    """Tiles of a sequence that has several are so many, or a multiple: their items then go evenly on all threads."""
+    threads = os.cpu_count() or 1
+    return min(threads // math.gcd(threads, geometry.num_kv_heads), 4)
 
 
 def make_schedule(
@@ -56,12 +66,20 @@ def _ragged(
     starts = jnp.maximum(jnp.where(live, cu_q_lens[:-1], cu_q_lens[num_live])[slots:], slots)
     starts = jnp.append(starts, jnp.maximum(cu_q_lens[num_live], slots))  # the last: of no sequence
     counts = jnp.append(starts[1:], num_tokens) - starts
-    num_rows = len(range(slots, geometry.num_seqs)) + 1
-    ends = jnp.cumsum((counts + tile - 1) // tile, dtype=jnp.int32)
-    tiles = jnp.arange(min(num_tokens - slots, (num_tokens - slots) // tile + num_rows), dtype=jnp.int32)
+    num_rows, rounds = len(range(slots, geometry.num_seqs)) + 1, _rounds(geometry)
+    wanted = (counts + (tile - 1)) // tile
+    few = jnp.sum(wanted[:-1]) < 2 * rounds
+    cut = (wanted > 1) | (few & (counts * geometry.group >= _SPLIT_ROWS))
+    wanted = jnp.where(cut, (wanted + (rounds - 1)) // rounds * rounds, wanted)
+    sizes = (counts + wanted - 1) // jnp.maximum(wanted, 1)
+    whole = REGISTER_ROWS // math.gcd(REGISTER_ROWS, geometry.group)  # tokens that fill register tiles
+    sizes = jnp.clip((sizes + (whole - 1)) // whole * whole, 1, tile)
+    ends = jnp.cumsum((counts + sizes - 1) // sizes, dtype=jnp.int32)
+    at_most = min(num_tokens - slots, (num_tokens - slots) // tile + rounds * num_rows)
+    tiles = jnp.arange(at_most, dtype=jnp.int32)
     seq = jnp.minimum(jnp.sum(ends[None, :] <= tiles[:, None], axis=1, dtype=jnp.int32), num_rows - 1)
-    first = (tiles - jnp.append(0, ends[:-1])[seq]) * tile
-    size = jnp.clip(counts[seq] - first, 0, tile)
+    first = (tiles - jnp.append(0, ends[:-1])[seq]) * sizes[seq]
+    size = jnp.clip(counts[seq] - first, 0, sizes[seq])
     begin, kv_len = (jnp.append(x[slots:], 0)[seq] for x in (kv_starts, kv_lens))
     position = kv_len - counts[seq] + first
     end = jnp.minimum(kv_len, position + size) if geometry.causal else kv_len

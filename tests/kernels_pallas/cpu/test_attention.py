@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels_pallas import Geometry, paged_attention
 from kernels_pallas.cpu import call
-from kernels_pallas.cpu.attention import check, make_schedule
+from kernels_pallas.cpu.attention import check, make_schedule, schedule
 from oracles.paged_cases import check_attend, check_paged_attention, make_case
 
 ON_CPU = {"backend": "cpu", "q_dtype": jnp.bfloat16}
@@ -23,10 +23,10 @@ SHAPES = [(1, 1, 16, 1), (8, 2, 80, 7), (16, 3, 64, 3), (24, 1, 32, 16), (64, 1,
 @given(data=st.data(), seed=st.integers(0, 2**31))
 def test_any_ragged_batch(page_size, kv_heads, head_dim, group, data, seed):
     """Fixed sizes, so that one kernel and one program serve all examples; two tiles' tokens and two blocks' keys."""
-    q_lens = [1, 1, *data.draw(st.tuples(st.integers(1, 70), st.integers(1, 70)))]
+    q_lens = [1, 1, *data.draw(st.tuples(st.integers(1, 110), st.integers(1, 70)))]
     kv_lens = [data.draw(st.integers(0 if s < 2 else n, n + 330)) for s, n in enumerate(q_lens)]
     sizes = {"page_size": page_size, "kv_heads": kv_heads, "head_dim": head_dim, "group": group}
-    layout = {"num_decode": 2, "pages_per_seq": -(-400 // page_size), "token_padding": 150 - sum(q_lens)}
+    layout = {"num_decode": 2, "pages_per_seq": -(-440 // page_size), "token_padding": 190 - sum(q_lens)}
     check_paged_attention(make_case(seed, q_lens=q_lens, kv_lens=kv_lens, **layout, **sizes, **ON_CPU))
 
 
@@ -74,23 +74,38 @@ def geometry(**change) -> Geometry:
     return Geometry(**sizes | change)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(1, 90), max_size=3), st.integers(0, 2), st.integers(0, 2**31))
-def test_every_token_is_in_one_tile_and_the_most_work_comes_first(chunks, empty_slots, seed):
+def tiles_of(chunks: list[int], kv_lens: list[int], threads: int, monkeypatch) -> tuple[np.ndarray, np.ndarray]:
+    """Of four decode slots and these chunks: rows of the table, and where each sequence's tokens begin."""
+    q_lens = [1] * 4 + chunks
+    cu_q_lens = np.full(10, sum(q_lens), np.int32)
+    cu_q_lens[: len(q_lens) + 1] = np.cumsum([0, *q_lens])
+    lens = np.array(kv_lens + [77] * (9 - len(q_lens)), np.int32)
+    monkeypatch.setattr(schedule.os, "cpu_count", lambda: threads)
+    if threads not in _schedules:
+        _schedules[threads] = jax.jit(lambda *lengths: make_schedule(*lengths, geometry=geometry()))
+    tiles = _schedules[threads](cu_q_lens, np.zeros(9, np.int32), lens, np.array([len(q_lens)], np.int32))
+    table, num_tiles = np.asarray(tiles.table), int(tiles.sizes[0])
+    assert not table[num_tiles:, 2].any()
+    return table[:num_tiles], cu_q_lens
+
+
+_schedules = {}
+CHUNKS = st.lists(st.integers(1, 290), max_size=3).filter(lambda chunks: sum(chunks) <= 296)
+
+
+@pytest.mark.parametrize("threads", [1, 4, 64])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chunks=CHUNKS, empty_slots=st.integers(0, 2), seed=st.integers(0, 2**31))
+def test_every_token_is_in_one_tile_and_the_most_work_comes_first(threads, monkeypatch, chunks, empty_slots, seed):
     rng = np.random.default_rng(seed)
     q_lens = [1] * 4 + chunks
     kv_lens = [int(rng.integers(n, 600)) for n in q_lens]
     for slot in range(empty_slots):
         kv_lens[slot] = 0
-    cu_q_lens = np.full(10, sum(q_lens), np.int32)
-    cu_q_lens[: len(q_lens) + 1] = np.cumsum([0, *q_lens])
-    lens = np.array(kv_lens + [77] * (9 - len(q_lens)), np.int32)
-    tiles = _schedule(cu_q_lens, np.zeros(9, np.int32), lens, np.array([len(q_lens)], np.int32))
-    table = np.asarray(tiles.table)[: int(tiles.sizes[0])]
-    assert not np.asarray(tiles.table)[int(tiles.sizes[0]) :, 2].any()
+    table, cu_q_lens = tiles_of(chunks, kv_lens, threads, monkeypatch)
     owners = np.full(300, -1)
     for seq, token, size, position, begin, end in table.tolist():
-        assert size >= 1 and (owners[token : token + size] == -1).all()
+        assert 1 <= size <= 96 and (owners[token : token + size] == -1).all()
         owners[token : token + size] = seq if end > begin else 100
         if end > begin:
             assert begin == 0 and end == position + size
@@ -102,7 +117,23 @@ def test_every_token_is_in_one_tile_and_the_most_work_comes_first(chunks, empty_
     assert (np.diff(work) <= 0).all()
 
 
-_schedule = jax.jit(lambda *lengths: make_schedule(*lengths, geometry=geometry()))
+@pytest.mark.parametrize(
+    ("threads", "chunks", "want"),
+    [
+        (1, [184, 60], [[92, 92], [60]]),  # as equal as they can be
+        (2, [184, 60], [[92, 92], [60]]),  # two key heads: an item for each thread anyway
+        (4, [184, 60], [[92, 92], [30, 30]]),  # few tiles: one that is all of its chunk is cut, too
+        (4, [150, 60, 80], [[74, 76], [60], [80]]),  # many: it stays whole
+        (4, [200], [[50, 50, 50, 50]]),  # three tiles would leave a thread without its second item
+        (4, [60], [[30, 30]]),  # alone, it is cut
+        (4, [30], [[30]]),  # unless it is small
+    ],
+)
+def test_tiles_of_a_chunk_go_evenly_on_all_threads(threads, chunks, want, monkeypatch):
+    """Tiles of up to 96 tokens, two key heads."""
+    table, _ = tiles_of(chunks, [1] * 4 + [500] * len(chunks), threads, monkeypatch)
+    sizes = [sorted(table[table[:, 0] == 4 + i, 2].tolist()) for i in range(len(chunks))]
+    assert sizes == want
 
 
 @pytest.mark.parametrize(
@@ -112,7 +143,7 @@ _schedule = jax.jit(lambda *lengths: make_schedule(*lengths, geometry=geometry()
         ({"head_dim": 272}, "head_dim on cpu: .* got 272"),
         ({"page_dtype": jnp.float32}, "pages on cpu: expected bfloat16, got float32"),
         ({"q_dtype": jnp.float32}, "queries on cpu: expected bfloat16, got float32"),
-        ({"num_q_heads": 1024}, "query heads a key head on cpu: expected at most 192, got 512"),
+        ({"num_q_heads": 1024}, "query heads a key head on cpu: expected at most 288, got 512"),
     ],
 )
 def test_what_cannot_be_served_is_named(change, message):
