@@ -346,19 +346,12 @@ class LocalScheduler:
         if len(tokens) // self.cache.page_size > sequence.pages.num_committed:
             # Of one that ends, the last token may never be computed, and those after it do not count.
             self._commit(sequence, len(tokens) - (reason is not None))
-        output = self._output(sequence, made[:count], logprobs[:count], reason)
         if reason is not None:
             self._forget(sequence)
-        return output
-
-    def _output(
-        self, sequence: Sequence, made: Seq[int], logprobs: Seq[float], reason: FinishReason | None
-    ) -> RequestOutput:
-        request = sequence.request
         return RequestOutput(
             request_id=request.request_id,
-            token_ids=list(made),
-            logprobs=list(logprobs) if request.sampling.logprobs else [],
+            token_ids=list(made[:count]),
+            logprobs=list(logprobs[:count]) if request.sampling.logprobs else [],
             finish_reason=reason,
             cached_tokens=sequence.num_cached or 0,
             queue_s=sequence.queue_s,
