@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, overload
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.backends import Schedule, for_pages
+from kernels_pallas.backends import Backend, Schedule, for_pages
 from kernels_pallas.families import SharedPrefixes
 from kernels_pallas.geometry import Geometry
 from kernels_pallas.layout import page_dtype
@@ -90,6 +90,7 @@ def paged_attention(
     kv_scales: jax.Array | None = ...,
     shared: SharedPrefixes | None = ...,
     schedule: StepSchedule | None = ...,
+    first_page: jax.Array | None = ...,
     return_lse: Literal[False] = ...,
     backend: str = ...,
 ) -> jax.Array: ...
@@ -109,6 +110,7 @@ def paged_attention(
     kv_scales: jax.Array | None = ...,
     shared: SharedPrefixes | None = ...,
     schedule: StepSchedule | None = ...,
+    first_page: jax.Array | None = ...,
     return_lse: Literal[True],
     backend: str = ...,
 ) -> tuple[jax.Array, jax.Array]: ...
@@ -127,6 +129,7 @@ def paged_attention(
     kv_scales: jax.Array | None = None,
     shared: SharedPrefixes | None = None,
     schedule: StepSchedule | None = None,
+    first_page: jax.Array | None = None,
     return_lse: bool = False,
     backend: str = "jnp",
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
@@ -147,6 +150,8 @@ def paged_attention(
     shared: the step's families (`FamilyPlanner`): their pages are read once a family, with the same result. A
     layer with a sliding window reads without it.
     schedule: of `make_schedule` for the same arrays, so that layers need not compute it again.
+    first_page [] int32: which of the pages the table calls 0, where `kv_pages` holds several layers', one after the
+    other; None: 0.
 
     Returns out [T, Hq, D] in q's dtype and, when asked, lse [T, Hq] float32: the natural logarithm of the sum of
     exp(scores). A query that sees no key gets zeros and -inf. Tokens past the last sequence are undefined but finite.
@@ -163,6 +168,8 @@ def paged_attention(
         schedule = make_schedule(cu_q_lens, kv_lens, num_seqs, geometry=geometry, shared=families, backend=backend)
     elif (schedule.families is None) != (families is None):
         raise ValueError("schedule: expected one made with the same `shared`, and without it where a window is set")
+    if first_page is not None:
+        page_table, schedule = _starting_at(backend_, page_table, schedule, first_page)
     queries = q
     if kv_scales is not None:
         k_scale, v_scale = (jnp.repeat(scale, geometry.group)[None, :, None] for scale in kv_scales)
@@ -188,6 +195,16 @@ def paged_attention(
     rounded = getattr(backend_, "rounded", None)  # a backend whose queries are bfloat16 may have its own
     out = out.astype(q.dtype) if rounded is None else rounded(out)
     return (out, lse) if return_lse else out
+
+
+def _starting_at(
+    backend: Backend, page_table: jax.Array, schedule: StepSchedule, first_page: jax.Array
+) -> tuple[jax.Array, StepSchedule]:
+    starting_at = getattr(backend, "starting_at", None)  # a backend whose kernel can add: the table is large
+    if starting_at is None:
+        return page_table + first_page, schedule
+    families = None if schedule.families is None else starting_at(schedule.families, first_page)
+    return page_table, StepSchedule(starting_at(schedule.own, first_page), families)
 
 
 def _check_lengths(

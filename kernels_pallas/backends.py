@@ -94,7 +94,9 @@ class Check(Protocol):
 class Backend(Protocol):
     """What the common code needs of a backend. `interpret` is bound by `load`.
 
-    It may have a fifth, `merge_rows`, in place of `kernels_pallas.merge.merge_rows`.
+    It may have a fifth, `merge_rows`, in place of `kernels_pallas.merge.merge_rows`, and a sixth,
+    `starting_at(schedule, first_page)`: the schedule for pages that begin further on in the array. Others get a page
+    table to which `first_page` was added.
     """
 
     make_schedule: MakeSchedule

@@ -22,9 +22,9 @@ _F32, _BF16 = 4, 2  # bytes
 
 @dataclass(frozen=True)
 class RotateAndWrite:
-    """num_rows: T. group: G. num_slots: tokens that all pages hold. head_dim: a multiple of 32.
+    """num_rows: T. group: G. num_slots: tokens that the layer's pages hold. head_dim: a multiple of 32.
 
-    Arguments: x, cos_sin, pages, slots, live. Results: the queries, and the pages in their own memory.
+    Arguments: x, cos_sin, pages, slots, live, first_page. Results: the queries, and the pages in their own memory.
     """
 
     num_rows: int
@@ -34,22 +34,27 @@ class RotateAndWrite:
     page_size: int
     num_slots: int
     name: str = "rotate_and_write"
-    num_args: int = 5
+    num_args: int = 6
     num_results: int = 2
 
     @property
     def _q_stride(self) -> int:
         return self.num_kv_heads * self.group * self.head_dim * _BF16
 
+    @property
+    def _page_bytes(self) -> int:
+        return 2 * self.num_kv_heads * self.page_size * self.head_dim * _BF16
+
     def count_items(self, f: Function, buffers: list[Value]) -> Value:
         return ((count_live(buffers[4]) + (_ITEM_ROWS - 1)) // _ITEM_ROWS).max(1)
 
     def write_item(self, f: Function, buffers: list[Value], item: Value) -> None:
-        x, cos_sin, _, slots, live, q, pages = buffers
+        x, cos_sin, _, slots, live, first_page, q, pages = buffers
         with f.when(item.is_("==", 0)):
             for begin, end in dead_runs(f, live, self.num_rows):
                 with f.loop(begin, end) as row, f.loop(0, self._q_stride, 2 * LANES) as offset:
                     q.at(row * self._q_stride + offset).store(f.constant(0, BF16_BITS))
+        pages = pages.at(first_page.load(I32).convert("sext", I64) * self._page_bytes)
         first = item * _ITEM_ROWS
         last = (first + _ITEM_ROWS).min(count_live(live))
         with each_run(f, live, first, last) as (begin, end, start), f.loop(start, start + (end - begin)) as row:
@@ -90,22 +95,31 @@ def can_rotate(head_dim: int) -> bool:
 
 
 def rotate_and_write(
-    x: jax.Array, cos_sin: jax.Array, kv_pages: jax.Array, slots: jax.Array, live: jax.Array
+    x: jax.Array,
+    cos_sin: jax.Array,
+    kv_pages: jax.Array,
+    slots: jax.Array,
+    live: jax.Array,
+    *,
+    first_page: jax.Array | None = None,
+    num_pages: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """x [T, K, (G + 2) * D] float32, see above; cos_sin [T, D] float32; kv_pages [pages, K, 2, page_size, D] bfloat16's
     bits; slots [T] int32 = page * page_size + offset, past the last page or negative: nowhere; live [4] int32: see
-    `live`.
+    `live`. first_page [] int32, num_pages: in an array of several layers' pages, where the layer's begin and how many
+    they are.
 
     Returns queries [T, K, G, D] bfloat16, 0 where a row is not live, and the pages, in place where they are donated; a
     row that is not live must have its slot nowhere.
     """
     num_rows, num_kv_heads, columns = x.shape
-    num_pages, _, _, page_size, head_dim = kv_pages.shape
+    page_size, head_dim = kv_pages.shape[3:]
     group = columns // head_dim - 2
-    kernel = RotateAndWrite(num_rows, num_kv_heads, group, head_dim, page_size, num_pages * page_size)
+    num_slots = (num_pages or kv_pages.shape[0]) * page_size
+    kernel = RotateAndWrite(num_rows, num_kv_heads, group, head_dim, page_size, num_slots)
     q, pages = call_kernel(
         kernel,
-        [x, cos_sin, kv_pages, slots, live],
+        [x, cos_sin, kv_pages, slots, live, jnp.int32(0) if first_page is None else first_page],
         [
             jax.ShapeDtypeStruct((num_rows, num_kv_heads, group, head_dim), jnp.bfloat16),
             jax.ShapeDtypeStruct(kv_pages.shape, kv_pages.dtype),

@@ -118,9 +118,9 @@ class Engine:
     def _dispatch(self, plan: StepPlan, began: float) -> _InFlight:
         planned = self.clock()
         self.ledger.planned(plan, began)
-        packed = self.runner.build(plan)
+        vector = self.runner.build(plan)
         built = self.clock()
-        dispatched = self.runner.dispatch(plan, packed)
+        dispatched = self.runner.dispatch(plan, vector)
         self.scheduler.started(plan)
         done = self.clock()
         self.late_compiles = num_compiles() - self._num_compiles

@@ -122,7 +122,7 @@ class Ledger:
         the device ran; it leaves off when all rows have stopped."""
         self.dispatches += 1
         self.steps += num_steps
-        self.decode_rows += sum(min(row.num_tokens, num_steps) for row in plan.decode)
+        self.decode_rows += sum([min(row.num_tokens, num_steps) for row in plan.decode])
         self.times.add(times)
         if num_steps:
             self.step_s_recent = _mean(self.step_s_recent, times.step_s / num_steps)
@@ -131,13 +131,17 @@ class Ledger:
         for row in plan.prefill:
             for work in (self.total, self._work(row.sequence.request.tenant)):
                 work.extend_tokens += row.num_tokens
-        tenant_of = {row.sequence.request.request_id: row.sequence.request.tenant for row in plan.rows}
+        requests = [row.sequence.request for row in plan.rows]
+        tenant_of = {request.request_id: request.tenant for request in requests}
+        tokens_of: dict[str, int] = {}  # tenants, the one seen last at the end
         for output in outputs:
-            self.finished += output.finished
-            num_tokens = len(output.token_ids)
-            if num_tokens:
-                for work in (self.total, self._work(tenant_of[output.request_id])):
-                    work.output_tokens += num_tokens
+            self.finished += output.finish_reason is not None
+            if num_tokens := len(output.token_ids):
+                tenant = tenant_of[output.request_id]
+                tokens_of[tenant] = tokens_of.pop(tenant, 0) + num_tokens
+        for tenant, num_tokens in tokens_of.items():
+            for work in (self.total, self._work(tenant)):
+                work.output_tokens += num_tokens
 
     def tenants(self, deficits: Mapping[str, float]) -> tuple[TenantLoad, ...]:
         """Least recently active first."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _WORD = np.dtype(np.int32)
+_ALIGNMENT = 64  # bytes; XLA on the CPU copies what it is handed elsewhere
 
 
 class Packing:
@@ -29,8 +30,10 @@ class Packing:
 
     def new(self) -> tuple[np.ndarray, Any]:
         """A vector of zeros [size] and the arrays as views into it, to be filled in. The vector must not be written to
-        any more once a program has it: on the CPU the device may read it where it is."""
-        packed = np.zeros(self.size, _WORD)
+        while a program has it: on the CPU the device may read it where it is."""
+        room = np.zeros(self.size + _ALIGNMENT // _WORD.itemsize, _WORD)
+        first = -room.ctypes.data % _ALIGNMENT // _WORD.itemsize
+        packed = room[first : first + self.size]
         views = [
             packed[start:end].view(dtype).reshape(shape)
             for start, end, dtype, shape in zip([0, *self._ends], self._ends, self._dtypes, self._shapes, strict=False)

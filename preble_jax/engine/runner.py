@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from preble_jax.config import Config
-from preble_jax.engine.arrays import ArrayBuilder
+from preble_jax.engine.arrays import ArrayBuilder, StepVector
 from preble_jax.engine.attention import choose_attention
 from preble_jax.engine.programs import StepProgram
 from preble_jax.engine.shapes import StepShape, StepShapes
@@ -36,9 +36,11 @@ _CPU_DECODE_OPTIONS: dict[str, str | bool] = {
 
 @dataclass(frozen=True)
 class Dispatched:
-    """A plan that the device works on. made: see `programs`; index: which of its columns are the plan's rows."""
+    """A plan that the device works on. vector: what it reads meanwhile. made: see `programs`; index: which of its
+    columns are the plan's rows."""
 
     plan: StepPlan
+    vector: StepVector
     made: jax.Array
     index: np.ndarray
 
@@ -82,22 +84,23 @@ class ModelRunner:
                 self.programs[futures[future]] = future.result()
                 task.advance()
 
-    def build(self, plan: StepPlan) -> np.ndarray:
+    def build(self, plan: StepPlan) -> StepVector:
         """The plan's arrays, for `dispatch`."""
         return self._arrays.build(plan, self.shapes.fit(plan))
 
-    def dispatch(self, plan: StepPlan, packed: np.ndarray) -> Dispatched:
+    def dispatch(self, plan: StepPlan, vector: StepVector) -> Dispatched:
         """Puts the plan behind what the device has to do already, and does not wait."""
-        shape = self.shapes.fit(plan)
-        self.pages, self._last_tokens, made = self.programs[shape](self._weights, self.pages, self._last_tokens, packed)
+        program = self.programs[vector.shape]
+        self.pages, self._last_tokens, made = program(self._weights, self.pages, self._last_tokens, vector.packed)
         if self._is_elsewhere:
             made.copy_to_host_async()
-        return Dispatched(plan, made, self._arrays.index(plan, shape))
+        return Dispatched(plan, vector, made, self._arrays.index(plan, vector.shape))
 
     def results(self, dispatched: Dispatched) -> tuple[list[list[int]], list[list[float]], int]:
         """Waits for a plan to be carried out. Returns what each row of it made, log-probabilities beside it, and the
         number of steps the device ran."""
-        made = np.asarray(dispatched.made)[:, : dispatched.plan.num_steps, dispatched.index]
+        made = np.asarray(dispatched.made.block_until_ready())[:, : dispatched.plan.num_steps, dispatched.index]
+        self._arrays.take_back(dispatched.vector)
         counts = (made[0] >= 0).sum(axis=0).tolist()
         tokens = [row[:count] for row, count in zip(made[0].T.tolist(), counts, strict=True)]
         logprobs = [row[:count] for row, count in zip(made[1].view(np.float32).T.tolist(), counts, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +24,7 @@ _ACCELERATOR_FRACTION = 0.9
 # What is free differs from start to start, and every number of pages is another set of programs to compile. So many
 # leading bits are kept of the bytes, the rest is left free: steps of 1, 1.5, 2, 3 ... on the CPU, of 1/64 elsewhere.
 _CPU_BITS, _ACCELERATOR_BITS = 2, 7
+_MOST_ROWS = (1 << 31) - 1  # of an array, each a token's key or value in one head: XLA counts them in 32 bits
 
 log = logging.getLogger(__name__)
 
@@ -80,14 +82,24 @@ def sized_layout(
 
 
 def pages_sharding(mesh: Mesh, heads: str | None) -> NamedSharding:
-    """Key heads are split over mesh axis `heads` (None: every device holds them all)."""
+    """Of the arrays of `allocate_pages`. Key heads are split over mesh axis `heads` (None: every device holds all)."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * PageLayout.HEAD_AXIS, heads))
 
 
 def allocate_pages(layout: PageLayout, num_layers: int, sharding: NamedSharding) -> tuple[jax.Array, ...]:
-    """Zeroed pages for each layer, made where they stay."""
-    make = jax.jit(partial(jnp.zeros, layout.shape, layout.storage_dtype), out_shardings=sharding)
-    return tuple(make() for _ in range(num_layers))
+    """Zeroed pages, made where they stay: arrays with the pages of equally many layers each, one layer's after the
+    other's.
+
+    On the CPU one array has all layers, because each array that a step takes and gives back costs the host several
+    microseconds at each dispatch. Accelerators have one for each layer: their kernels' offsets are of 32 bits, and
+    what is free there need not be in one piece.
+    """
+    num_arrays = num_layers
+    if sharding.mesh.devices.flat[0].platform == "cpu" and num_layers * math.prod(layout.shape[:-1]) <= _MOST_ROWS:
+        num_arrays = 1
+    shape = (num_layers // num_arrays * layout.num_pages, *layout.shape[1:])
+    make = jax.jit(partial(jnp.zeros, shape, layout.storage_dtype), out_shardings=sharding)
+    return tuple(make() for _ in range(num_arrays))
 
 
 def leading_bits(number: int, num_bits: int) -> int:

@@ -55,12 +55,13 @@ class StepArrays(NamedTuple):
 
 class AttentionCall(NamedTuple):
     """What is fixed when a step is compiled: the devices, how many decode slots lead the batch, the attention
-    backend, and the dtype of queries, keys and values."""
+    backend, the dtype of queries, keys and values, and (None: as many as in the array) how many pages a layer has."""
 
     mesh: Mesh
     num_decode_slots: int
     backend: str
     dtype: jnp.dtype
+    num_pages: int | None = None
 
     def geometry(
         self,
@@ -89,7 +90,8 @@ class AttentionCall(NamedTuple):
         )
 
     def schedule(self, model: ModelConfig, step: StepArrays, kv_pages: jax.Array) -> StepSchedule:
-        """The kernels' loops for a step, on pages like `kv_pages`; the same on each device and in each layer."""
+        """The kernels' loops for a step, on pages like `kv_pages` (see `Decoder`); the same on each device and in each
+        layer."""
         geometry = self.geometry(
             model,
             num_tokens=step.token_ids.shape[0],
@@ -107,7 +109,8 @@ class LayerInputs(NamedTuple):
     """What every layer of a step takes beside its activations; computed once.
 
     cos_sin [T, D] float32: of the tokens' positions. schedule: the attention kernels' loops. live_tokens, live_seqs [4]
-    int32: which tokens and sequences there are, see `products`.
+    int32: which tokens and sequences there are, see `products`. first_page [] int32: where the layer's own pages begin
+    in an array of several layers', the only thing that differs between layers; None: the array is one layer's.
     """
 
     step: StepArrays
@@ -115,6 +118,7 @@ class LayerInputs(NamedTuple):
     schedule: StepSchedule
     live_tokens: jax.Array
     live_seqs: jax.Array
+    first_page: jax.Array | None
 
 
 class Attention(nnx.Module):
@@ -131,8 +135,8 @@ class Attention(nnx.Module):
         call: AttentionCall,
         rows: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
-        """x [T, E] float32, one layer's pages -> x (or `rows` of it) and what it attended to, added; the pages with the
-        step's keys and values."""
+        """x [T, E] float32, an array with the layer's pages -> x (or `rows` of it) and what it attended to, added; the
+        array with the step's keys and values."""
         qkv = normed_matmul(x, self.norm, self.qkv.get_value(), inputs.live_tokens)  # [T, K, (G + 2) * D]
         attended, kv_pages = _attend(qkv, kv_pages, inputs, call)
         if rows is None:
@@ -194,8 +198,11 @@ class Decoder(nnx.Module):
         call: AttentionCall,
         logits_wanted: jax.Array,
     ) -> tuple[Scores, tuple[jax.Array, ...]]:
-        """Returns what follows each sequence's last token (S rows), and every layer's pages. logits_wanted: bool []; if
-        not, the scores' logits may mean nothing."""
+        """Returns what follows each sequence's last token (S rows), and every layer's pages.
+
+        kv_pages: arrays of pages, see `kv.device.allocate_pages`. logits_wanted: bool []; if not, the scores' logits
+        may mean nothing.
+        """
         x = embedding_rows(self.embedding.get_value(), step.token_ids)
         live_tokens, live_seqs = _live(step, call.num_decode_slots)
         inputs = LayerInputs(
@@ -204,19 +211,24 @@ class Decoder(nnx.Module):
             schedule=call.schedule(self.config, step, kv_pages[0]),
             live_tokens=live_tokens,
             live_seqs=live_seqs,
+            first_page=None,
         )
-        new_pages = []
-        for i, (layer, pages) in enumerate(zip(self.layers, kv_pages, strict=True), 1):
+        pages = list(kv_pages)
+        layers_an_array = len(self.layers) // len(pages)
+        if layers_an_array > 1:
+            call = call._replace(num_pages=pages[0].shape[0] // layers_an_array)
+        for i, layer in enumerate(self.layers):
             # The last layer and the wide output matrix: only for the rows that are sampled.
+            rows = step.last_token if i == len(self.layers) - 1 else None
+            array, place = divmod(i, layers_an_array)
+            if call.num_pages is not None:
+                inputs = inputs._replace(first_page=jnp.int32(place * call.num_pages))
             graph, weights = nnx.split(layer)
-            x, pages = _run_layer(
-                graph, call, weights, x, pages, inputs, step.last_token if i == len(self.layers) else None
-            )
-            new_pages.append(pages)
+            x, pages[array] = _run_layer(graph, call, weights, x, pages[array], inputs, rows)
         lm_head, in_axis = (self.embedding, 1) if self.lm_head is None else (self.lm_head, 0)
         everywhere = NamedSharding(call.mesh, PartitionSpec())
         scores = normed_scores(x, self.final_norm, lm_head.get_value(), live_seqs, logits_wanted, everywhere, in_axis)
-        return scores, tuple(new_pages)
+        return scores, tuple(pages)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -260,17 +272,23 @@ def _rotate_and_write(
     qkv: jax.Array, kv_pages: jax.Array, inputs: LayerInputs, call: AttentionCall
 ) -> tuple[jax.Array, jax.Array]:
     """qkv [T, K, (G + 2) * D] float32 -> turned queries [T, K, G, D], and the pages with turned keys and values."""
-    head_dim, slots = inputs.cos_sin.shape[1], inputs.step.slots
+    head_dim, slots, first_page = inputs.cos_sin.shape[1], inputs.step.slots, inputs.first_page
     if (
         call.backend == "cpu"
         and stored_page_dtype(kv_pages.dtype) == call.dtype == jnp.bfloat16
         and can_rotate(head_dim)
     ):
-        return rotate_and_write(qkv, inputs.cos_sin, kv_pages, slots, inputs.live_tokens)
+        return rotate_and_write(
+            qkv, inputs.cos_sin, kv_pages, slots, inputs.live_tokens, first_page=first_page, num_pages=call.num_pages
+        )
     first, second, v = jnp.split(qkv, _qkv_columns(qkv.shape[2], head_dim), axis=2)
     heads = (*qkv.shape[:2], -1, head_dim // 2)
     q_and_k = rotate(first.reshape(heads), second.reshape(heads), inputs.cos_sin, call.dtype)
     q, k = q_and_k[:, :, :-1], q_and_k[:, :, -1]
+    if first_page is not None and call.num_pages is not None:
+        page_size = kv_pages.shape[3]
+        nowhere = kv_pages.shape[0] * page_size
+        slots = jnp.where(slots < call.num_pages * page_size, slots + first_page * page_size, nowhere)
     return q, write_kv(kv_pages, k, v, slots, backend=call.backend)
 
 
@@ -294,6 +312,7 @@ def _attend(
             num_decode_slots=call.num_decode_slots,
             shared=step.shared,
             schedule=inputs.schedule,
+            first_page=inputs.first_page,
             backend=call.backend,
         )
         return out.reshape(q.shape), kv_pages

@@ -146,7 +146,7 @@ def test_the_host_time_is_accounted_for(make_engine):
 def test_no_program_copies_pages_or_weights(make_engine):
     """Nothing as large as a layer's pages is copied, and the decode loop keeps no second form of any weight."""
     engine = make_engine(num_pages=4096)  # pages larger than all else
-    page_bytes = engine.runner.pages[0].nbytes
+    page_bytes = sum(pages.nbytes for pages in engine.runner.pages) // len(engine.runner.params["layers"])  # of a layer
     shape = ",".join(map(str, engine.runner.pages[0].shape))
     for step, program in engine.runner.programs.items():
         memory = program.memory_analysis()
@@ -162,6 +162,29 @@ def test_the_decode_loop_needs_no_more_memory_for_more_steps(make_engine):
 
     one, eight = temporary(1), temporary(8)
     assert eight.temp_size_in_bytes <= one.temp_size_in_bytes + 4096
+
+
+def test_a_vector_used_again_is_what_a_new_one_would_be(make_engine, monkeypatch):
+    """Sequences that come to new pages, that end, and whose slots others take; prompts in between."""
+    engine = make_engine(max_num_seqs=4, decode_buckets=(4,), decode_steps=2)
+    arrays, build = engine.runner._arrays, engine.runner.build
+    used, num_again = [], 0
+
+    def compare(plan):
+        nonlocal num_again
+        vector = build(plan)
+        with monkeypatch.context() as nothing_to_use_again:
+            nothing_to_use_again.setattr(arrays, "_unused", {})
+            new = build(plan)
+        assert new is not vector
+        np.testing.assert_array_equal(vector.packed, new.packed)
+        num_again += any(vector is other for other in used)
+        used.append(vector)
+        return vector
+
+    monkeypatch.setattr(engine.runner, "build", compare)
+    run(engine, [make_request(str(i), p, 5 + 7 * (i % 4)) for i, p in enumerate(prompts(12))])
+    assert num_again > 20
 
 
 def test_packed_arrays_are_the_same_arrays():

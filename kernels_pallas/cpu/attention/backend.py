@@ -69,7 +69,7 @@ def attend(
     )
     out, lse = call_kernel(
         kernel,
-        (q, kv_pages, page_table, schedule.table, schedule.sizes),
+        (q, kv_pages, page_table, schedule.table, schedule.sizes, schedule.first_page),
         (jax.ShapeDtypeStruct(q.shape, jnp.float32), jax.ShapeDtypeStruct(q.shape[:2], jnp.float32)),
     )
     return out, lse

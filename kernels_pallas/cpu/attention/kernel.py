@@ -48,14 +48,14 @@ class AttentionKernel:
     soft_cap: float | None
 
     name = "attention"
-    num_args = 5
+    num_args = 6
     num_results = 2
 
     def count_items(self, f: Function, buffers: list[Value]) -> Value:
         return buffers[4].load(I32).convert("sext", I64) * self.num_kv_heads
 
     def write_item(self, f: Function, buffers: list[Value], item: Value) -> None:
-        """buffers: queries, pages, page table, table of tiles, sizes; out, lse."""
+        """buffers: queries, pages, page table, table of tiles, sizes, first page; out, lse."""
         tile = buffers[3].at(item // self.num_kv_heads * _COLUMN_BYTES)
         single = tile.at(8).load(I32).is_("==", 1)
         with f.when(single):
@@ -71,13 +71,15 @@ class _Item:
     def __init__(self, kernel: AttentionKernel, f: Function, buffers: list[Value], item: Value, tokens: int) -> None:
         self.kernel, self.f = kernel, f
         self.block_keys = DECODE_BLOCK_KEYS if tokens == 1 else BLOCK_KEYS
-        queries, pages, page_table, tiles, sizes, self.out, self.lse = buffers
+        queries, pages, page_table, tiles, sizes, first_page, self.out, self.lse = buffers
         tile = tiles.at(item // kernel.num_kv_heads * _COLUMN_BYTES)
         seq, self.token, self.num_tokens, self.position, self.begin, self.end = (
             tile.at(4 * i).load(I32).convert("sext", I64) for i in range(6)
         )
         self.head = item % kernel.num_kv_heads
         columns = sizes.at(4).load(I32).convert("sext", I64)
+        page_bytes = 2 * kernel.num_kv_heads * kernel.page_size * kernel.head_dim * 2
+        pages = pages.at(first_page.load(I32).convert("sext", I64) * page_bytes)
         self.pages = Pages(
             pages, page_table.at(seq * columns * 4), self.head, kernel.num_kv_heads, kernel.page_size, kernel.head_dim
         )

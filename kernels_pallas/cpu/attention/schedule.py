@@ -19,13 +19,14 @@ REGISTER_ROWS = 6  # of the kernel: 6 x 4 registers of sums, 4 of keys or values
 class Tiles(NamedTuple):
     """table [max_tiles, 6] int32: the tiles, those with most work first. Columns: row of the page table, first token,
     number of tokens, position of the first one, first key, key after the last one. sizes [2] int32: number of tiles,
-    columns of the page table.
+    columns of the page table. first_page [] int32: which page a 0 in the page table means.
 
     Every token of the step is in one tile; those of no sequence have no keys.
     """
 
     table: jax.Array
     sizes: jax.Array
+    first_page: jax.Array
 
 
 def tile_tokens(geometry: Geometry) -> int:
@@ -54,7 +55,12 @@ def make_schedule(
     work = jnp.maximum(table[:, 5] - table[:, 4], 0) * table[:, 2]
     order = jnp.argsort(jnp.where(table[:, 2] > 0, -work, 1))
     num_tiles = jnp.sum(table[:, 2] > 0, dtype=jnp.int32)
-    return Tiles(table[order], jnp.stack([num_tiles, jnp.int32(geometry.pages_per_seq)]))
+    return Tiles(table[order], jnp.stack([num_tiles, jnp.int32(geometry.pages_per_seq)]), jnp.int32(0))
+
+
+def starting_at(tiles: Tiles, first_page: jax.Array) -> Tiles:
+    """The same tiles where the layer's pages begin at `first_page` of the array."""
+    return tiles._replace(first_page=first_page)
 
 
 def _ragged(
