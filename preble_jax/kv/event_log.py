@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from preble_jax.kv.events import BlocksStored, EventBatch, KVEvent, Snapshot
-from preble_jax.kv.radix import Node
+from preble_jax.kv.radix import RadixTree
 
 
 class EventLog:
@@ -33,20 +31,8 @@ class EventLog:
         self._events = []
         return batch
 
-    def snapshot(self, nodes: Iterable[Node]) -> Snapshot:
-        """The whole tree; `nodes` come parents first. Events not taken yet are part of it and are dropped."""
+    def snapshot(self, tree: RadixTree) -> Snapshot:
+        """The whole tree. Events not taken yet are part of it and are dropped."""
         self.take()
-        stored: list[BlocksStored] = []
-        chain: list[bytes] = []
-        parent: bytes | None = None
-        for node in nodes:
-            node_parent = node.parent.block_hash if node.parent else None
-            if chain and node_parent != chain[-1]:
-                stored.append(BlocksStored(tuple(chain), parent))
-                chain = []
-            if not chain:
-                parent = node_parent
-            chain.append(node.block_hash)
-        if chain:
-            stored.append(BlocksStored(tuple(chain), parent))
-        return Snapshot(self.generation, self._first_seq, tuple(stored))
+        stored = tuple([BlocksStored(tuple(hashes), parent) for hashes, parent in tree.chains()])
+        return Snapshot(self.generation, self._first_seq, stored)

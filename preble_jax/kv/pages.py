@@ -23,6 +23,10 @@ class PagePool:
         """Takes `count` pages; the caller has made sure that so many are free."""
         if count > len(self._free):
             raise InvariantError(f"page pool: {count} pages wanted, {len(self._free)} free")
+        if count == 1:  # a decoding sequence's next one
+            page = self._free.pop()
+            self._is_free[page] = 0
+            return [page]
         if not count:
             return []
         pages = self._free[: -count - 1 : -1]

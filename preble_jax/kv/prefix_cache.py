@@ -25,16 +25,18 @@ from preble_jax.kv.radix import Node, RadixTree
 class SequencePages:
     """One request's pages in token order: `pages[:num_committed]` are cached and pinned, the rest are private.
 
+    node: the run whose last page is the deepest committed one, and which carries this request's pin (of the root while
+    nothing is committed); None after `release`.
     num_unchanged: `pages[:num_unchanged]` have not changed since whoever keeps a copy of them set it to `len(pages)`.
     """
 
     __slots__ = ("node", "num_committed", "num_unchanged", "pages")
 
-    def __init__(self, pages: list[int], node: Node | None) -> None:
+    def __init__(self, pages: list[int], node: Node) -> None:
         self.pages = pages
         self.num_committed = len(pages)
         self.num_unchanged = 0
-        self.node = node  # the deepest committed page, which carries this request's pin
+        self.node: Node | None = node
 
 
 class PrefixCache:
@@ -60,65 +62,72 @@ class PrefixCache:
 
     def match(self, hashes: Sequence[bytes]) -> int:
         """How many leading pages of the chain are cached. Changes nothing."""
-        return self.tree.match(hashes) if self.enabled else 0
+        return self.tree.find(hashes)[1] if self.enabled else 0
 
     def num_evictable_in(self, hashes: Sequence[bytes]) -> int:
         """How many pages of this cached chain nobody references: pinning it takes so many from `num_available`."""
+        node, end = self.tree.find(hashes)
         count = 0
-        node = self.tree.get(hashes[-1]) if hashes else None
-        while node is not None and node.refs == 0:
-            count += 1
-            node = node.parent
+        while node.refs == 0 and node.parent is not None:
+            count += end - node.start
+            node, end = node.parent, node.start
         return count
 
     def open(self, hashes: Sequence[bytes]) -> SequencePages:
         """Pins the longest cached prefix of the chain for a request. End it with `release`."""
-        count = self.match(hashes)
-        node = self.tree.get(hashes[count - 1]) if count else None
-        if node is not None:
-            self.tree.pin(node)
-        return SequencePages(self.tree.path(node), node)
+        tree = self.tree
+        node, depth = tree.find(hashes if self.enabled else ())
+        node = tree.end_at(node, depth)
+        tree.pin(node)
+        return SequencePages(tree.path(node), node)
 
     def extend(self, held: SequencePages, num_pages: int) -> bool:
         """Appends private pages, evicting what must go. False (and nothing done) if so many cannot be had."""
-        if num_pages > self.num_available:
-            return False
         short = num_pages - self.pool.num_free
+        if short > self.tree.num_evictable:
+            return False
         if short > 0:
-            removed = self.tree.evict(short)
-            if len(removed) < short:
+            pages, hashes = self.tree.evict(short)
+            if len(pages) < short:
                 raise InvariantError(f"prefix cache: {self.tree.num_evictable} pages evictable, but no leaf among them")
-            self.pool.free([node.page for node in removed])
+            self.pool.free(pages)
             self.num_evicted += short
-            self.events.append(BlocksRemoved(tuple([node.block_hash for node in removed])))
+            self.events.append(BlocksRemoved(tuple(hashes)))
         held.pages.extend(self.pool.allocate(num_pages))
         self._num_private += num_pages
         return True
 
-    def commit(self, held: SequencePages, hashes: Sequence[bytes]) -> None:
-        """The first `len(hashes)` pages are full and written: shares those that are not shared yet.
+    def commit(self, held: SequencePages, hashes: Sequence[bytes], num_full: int | None = None) -> None:
+        """The first `num_full` pages (None: `len(hashes)`) are full and written: shares those not shared yet.
 
         Where the tree already has a page of that hash, the request goes over to it and its own copy is freed.
         """
-        if not self.enabled or len(hashes) <= held.num_committed:
+        num_full = len(hashes) if num_full is None else num_full
+        first_new = held.num_committed
+        if not self.enabled or num_full <= first_new:
             return
-        old, parent, first_new = held.node, held.node, held.num_committed
-        while first_new < len(hashes) and (node := self.tree.get(hashes[first_new])) is not None:
-            self.pool.free((held.pages[first_new],))
-            held.pages[first_new] = node.page
+        tree, old = self.tree, held.node
+        assert old is not None
+        node = old
+        if hashes[first_new] in old.children:
+            node, depth = tree.find(hashes[:num_full], below=old)
+            node = tree.end_at(node, depth)
+            self.pool.free(held.pages[first_new:depth])
+            held.pages[first_new:depth] = tree.path(node)[first_new:]
             held.num_unchanged = min(held.num_unchanged, first_new)
-            parent, first_new = node, first_new + 1
-        new = hashes[first_new:]
+            first_new = depth
+        self._num_private -= num_full - held.num_committed
+        held.num_committed = num_full
+        new = hashes[first_new:num_full]
         if new:
-            held.node = self.tree.grow(new, parent, held.pages[first_new : len(hashes)])
-            self.events.append(BlocksStored(tuple(new), parent.block_hash if parent else None))
-        elif parent is not None:
-            held.node = parent
-            self.tree.pin(parent)
-        self._num_private -= len(hashes) - held.num_committed
-        held.num_committed = len(hashes)
-        if old is not None:
-            self.tree.unpin(old)
+            parent = node.hashes[-1] if node.hashes else None
+            held.node = tree.grow(node, new, held.pages[first_new:num_full], moves_pin=node is old)
+            self.events.append(BlocksStored(tuple(new), parent))
+        else:
+            held.node = node
+            tree.pin(node)
+        if node is not old:
+            tree.unpin(old)
 
     def release(self, held: SequencePages) -> None:
         """Ends a request: its committed pages stay cached, the private ones are free at once."""
@@ -131,11 +140,10 @@ class PrefixCache:
 
     def clear(self) -> bool:
         """Forgets every page nobody references. True if nothing is left."""
-        removed = self.tree.evict(self.tree.num_evictable)
-        if removed:
-            self.pool.free([node.page for node in removed])
-            hashes = tuple([node.block_hash for node in removed])
-            self.events.append(BlocksRemoved(hashes) if len(self.tree) else AllCleared())
+        pages, hashes = self.tree.evict(self.tree.num_evictable)
+        if pages:
+            self.pool.free(pages)
+            self.events.append(BlocksRemoved(tuple(hashes)) if len(self.tree) else AllCleared())
         return len(self.tree) == 0
 
     def validate(self) -> None:
@@ -148,5 +156,5 @@ class PrefixCache:
                 f"pages: free {self.pool.num_free} + cached {len(self.tree)} + private {self._num_private} = {total}, "
                 f"expected {self.pool.num_pages}"
             )
-        if len({node.page for node in self.tree}) != len(self.tree):
-            raise InvariantError("pages: two cached nodes hold the same page")
+        if len({page for node in self.tree for page in node.pages}) != len(self.tree):
+            raise InvariantError("pages: a page is cached twice")

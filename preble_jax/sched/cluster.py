@@ -228,16 +228,16 @@ class ClusterState:
 
     def requests_of(self, prefix: Prefix) -> Mapping[int, int]:
         """Slot -> requests of the window that were placed there with this prefix."""
-        node = self.forest.tree.node_of.get(prefix.last_block)
+        node = self.forest.tree.node_of(prefix.last_block)
         return node.shares if node is not None else {}
 
     def holders_of(self, prefix: Prefix) -> int:
-        node = self.forest.tree.node_of.get(prefix.last_block)
+        node = self.forest.tree.node_of(prefix.last_block)
         return node.groups if node is not None else 0
 
     def continuations(self, prefix: Prefix, slot: int) -> dict[bytes, int]:
         """First block after the prefix -> requests of the window placed on `slot` with both."""
-        node = self.forest.tree.node_of.get(prefix.last_block)
+        node = self.forest.tree.node_of(prefix.last_block)
         if node is None:
             return {}
         if node.end > prefix.num_blocks:  # all of its requests went on in the same way

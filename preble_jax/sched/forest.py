@@ -52,7 +52,8 @@ class Forest:
         Changes nothing. Raises InvalidRequestError when the hashes cannot be a chain.
         """
         depth = self.tree.depth_of(hashes)
-        node = self.tree.node_of[hashes[depth - 1]] if depth else self.tree.root
+        node = self.tree.node_of(hashes[depth - 1]) if depth else self.tree.root
+        assert node is not None
         if depth and not (node.start < depth <= node.end and node.hashes[depth - 1 - node.start] == hashes[depth - 1]):
             raise InvalidRequestError(
                 f"block_hashes: expected a chain (each hash made from the one before), got block {depth - 1} at the "
@@ -95,7 +96,7 @@ class Forest:
             self._optimistic.append((deadline, slot, node))
         self._recency[slot].touch(node, tick)
         self._recency_any.touch(node, tick)
-        self._tidy_path(node)
+        self.tree.merge_path(node)
         self._enforce_budget()
         return node
 
@@ -150,7 +151,7 @@ class Forest:
         tree = self.tree
         known = tree.depth_of(hashes)
         last_known = hashes[known - 1] if known else parent
-        node = tree.root if last_known is None else tree.node_of.get(last_known)
+        node = tree.root if last_known is None else tree.node_of(last_known)
         if node is None or not self._is_new_chain(hashes[known:]):
             self.num_ignored += 1
             return
@@ -172,12 +173,12 @@ class Forest:
         by_node: dict[Node, list[bytes]] = {}
         at = 0
         while at < len(hashes):
-            node = tree.node_of.get(hashes[at])
+            node = tree.node_of(hashes[at])
             num = 1
             if node is not None and node.groups & bit:
                 # Mostly it is a run's end, as far as the batch goes: one comparison in place of a look-up a block.
                 num = min(len(node.hashes), len(hashes) - at)
-                if tuple(node.hashes[: -num - 1 : -1]) != tuple(hashes[at : at + num]):
+                if num > 1 and tuple(node.hashes[: -num - 1 : -1]) != tuple(hashes[at : at + num]):
                     num = 1
                 by_node.setdefault(node, []).extend(hashes[at : at + num])
             at += num
@@ -239,7 +240,8 @@ class Forest:
     # --- inside
 
     def _is_new_chain(self, hashes: Sequence[bytes]) -> bool:
-        return len(set(hashes)) == len(hashes) and self.tree.node_of.keys().isdisjoint(hashes)
+        """`hashes` begins where what is known of a longer chain ends: the last one is not known."""
+        return len(hashes) < 2 or (len(set(hashes)) == len(hashes) and self.tree.blocks.isdisjoint(hashes))
 
     def _check_new(self, hashes: Sequence[bytes]) -> None:
         if not self._is_new_chain(hashes):
@@ -252,8 +254,7 @@ class Forest:
         """New blocks of one group below `parent`, where possible in the same node (output grows page by page)."""
         if parent is self.tree.root or parent.children or parent.groups != 1 << slot or parent.shares:
             return self.tree.attach(parent, hashes)
-        self.tree.register(hashes, parent)
-        parent.hashes.extend(hashes)
+        self.tree.extend(parent, hashes)
         self.num_held[slot] += len(hashes)
         return parent
 
@@ -272,21 +273,13 @@ class Forest:
             step = step.parent
         self._recency[slot].touch(node, tick)
         self._recency_any.touch(node, tick)
-        self._tidy_path(node)
+        self.tree.merge_path(node)
 
     def _release(self, node: Node, slot: int) -> None:
         node.groups &= ~(1 << slot)
         node.pending.pop(slot, None)
         del node.last[slot]
         self.num_held[slot] -= len(node.hashes)
-
-    def _tidy_path(self, node: Node) -> None:
-        path: list[Node] = []
-        step: Node | None = node
-        while step is not None and step is not self.tree.root:
-            path.append(step)
-            step = step.parent
-        self._tidy_all(path)
 
     def _tidy_all(self, nodes: list[Node]) -> None:
         tidy = self.tree.tidy

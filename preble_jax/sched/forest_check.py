@@ -37,15 +37,24 @@ def validate_forest(forest: Forest) -> None:
 def _check_node(forest: Forest, node: Node) -> None:
     where = f"node at {node.start}"
     _require(node.alive and bool(node.hashes), f"{where}: alive", node.alive, "blocks", len(node.hashes))
-    index = forest.tree.node_of
-    strays = [block.hex() for block in node.hashes if index.get(block) is not node]
+    strays = [block.hex() for block in node.hashes if forest.tree.node_of(block) is not node]
     _require(not strays, f"{where}: blocks indexed elsewhere", strays, "none", [])
+    _check_spans(forest, node, where)
     subjects = {ANY, *_slots(node)}
     _require(set(node.last) == subjects, f"{where}: last used by", set(node.last), "held by", subjects)
     _require(node.pending.keys() <= subjects, f"{where}: optimistic", set(node.pending), "held by", subjects)
     _require(all(n > 0 for n in node.shares.values()), f"{where}: shares", node.shares, "all", "> 0")
     in_use = bool(node.children or node.groups or node.shares)
     _require(in_use, f"{where}: in use", in_use, "in the tree", True)
+
+
+def _check_spans(forest: Forest, node: Node, where: str) -> None:
+    num_blocks = sum(span.num for span in node.spans)
+    _require(num_blocks == len(node.hashes), f"{where}: blocks of spans", num_blocks, "blocks", len(node.hashes))
+    spans = [span for span in node.spans for _ in range(span.num)]
+    found = [forest.tree.span_of.get(block) for block in node.hashes]
+    mixed = [block.hex() for block, span, other in zip(node.hashes, spans, found, strict=True) if span is not other]
+    _require(not mixed, f"{where}: blocks of other spans", mixed, "none", [])
 
 
 def _check_children(forest: Forest, node: Node) -> None:

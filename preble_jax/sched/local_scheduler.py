@@ -55,7 +55,7 @@ class LocalScheduler:
         self._sequences: dict[str, Sequence] = {}
         self._matches = PrefixMatches(cache)
         self._deadlines = Deadlines()
-        self._computing: dict[bytes, Sequence] = {}  # prompt pages that a running sequence is about to commit
+        self._computing: dict[Sequence, int] = {}  # running, and its pages that it is about to commit: so many in all
         self._slots = list(range(2 * limits.max_num_seqs - 1, -1, -1))  # twice: some are ending while others begin
         self._num_arrived = 0
         self._num_in_flight = 0
@@ -111,10 +111,11 @@ class LocalScheduler:
     def schedule(self, now: float, max_steps: int = 1) -> StepPlan | None:
         """Plans the next dispatch and takes its pages. max_steps: decode steps that may go into it; while anybody waits
         or a prompt is computed it is one. None: nothing to do before what is in flight has been settled, or at all."""
-        decode = self._plan_decode(max_steps if max_steps > 1 and self._all_decode() else 1)
-        if decode is None:
+        planned = self._plan_decode(max_steps if max_steps > 1 and self._all_decode() else 1)
+        if planned is None:
             return None
-        prefill = self._plan_prefill()
+        decode, others = planned
+        prefill = self._plan_prefill(others)
         if not decode and not prefill:
             if self._sequences and not self._num_in_flight:
                 raise InvariantError(
@@ -143,11 +144,10 @@ class LocalScheduler:
         before, or that make none, is ignored."""
         self._num_in_flight -= 1
         outputs = []
-        for row, made, row_logprobs in zip(plan.rows, tokens, logprobs, strict=True):
-            sequence = row.sequence
-            if row.num_made and sequence.pages is not None:
-                sequence.num_pending -= row.num_made
-                outputs.append(self._append(sequence, made, row_logprobs, row.num_made))
+        for (sequence, _, _, num_made), made, row_logprobs in zip(plan.rows, tokens, logprobs, strict=True):
+            if num_made and sequence.pages is not None:
+                sequence.num_pending -= num_made
+                outputs.append(self._append(sequence, made, row_logprobs, num_made))
         return outputs
 
     # -- planning ----------------------------------------------------------------------------------
@@ -155,28 +155,35 @@ class LocalScheduler:
     def _all_decode(self) -> bool:
         return not len(self.queue) and all(sequence.num_uncomputed == 1 for sequence in self.running)
 
-    def _plan_decode(self, max_steps: int) -> list[PlannedRow] | None:
-        """None: pages are short, and who is to give some up cannot be said before what is in flight is settled."""
+    def _plan_decode(self, max_steps: int) -> tuple[list[PlannedRow], list[Sequence]] | None:
+        """(rows, running sequences that do not decode). None: pages are short, and who is to give some up cannot be
+        said before what is in flight is settled."""
         rows: list[PlannedRow] = []
+        others: list[Sequence] = []
         num_preemptions, page_size = self.num_preemptions, self.cache.page_size
         for sequence in tuple(self.running):
-            # sequence.can_decode and num_total, written out: this is every token of every request.
+            # sequence.can_decode, num_total and PlannedRow(...), written out: this is every token of every request.
             num_total, num_steps = len(sequence.tokens) + sequence.num_pending, 1
-            if sequence.pages is None or num_total - sequence.num_computed != 1 or num_total >= sequence.max_total:
+            num_computed, held = sequence.num_computed, sequence.pages
+            if held is None:
+                continue
+            if num_total - num_computed != 1 or num_total >= sequence.max_total:
+                others.append(sequence)
                 continue
             if max_steps > 1:
                 num_steps = min(max_steps, sequence.max_total - num_total)
-                if not self._extend_to(sequence, sequence.num_computed + num_steps):
+                if not self._extend_to(sequence, num_computed + num_steps):
                     num_steps = 1
-            if num_total > len(sequence.pages.pages) * page_size and not self._extend_to(sequence, num_total):
+            if num_total > len(held.pages) * page_size and not self._extend_to(sequence, num_total):
                 if self._num_in_flight:
                     return None
                 if not self._make_room(sequence):
                     continue
-            rows.append(PlannedRow(sequence, sequence.num_computed, num_steps, num_steps))
-        if self.num_preemptions == num_preemptions:
-            return rows
-        return [row for row in rows if row.sequence.pages is not None]
+            rows.append(tuple.__new__(PlannedRow, (sequence, num_computed, num_steps, num_steps)))
+        if self.num_preemptions != num_preemptions:
+            rows = [row for row in rows if row.sequence.pages is not None]
+            others = [sequence for sequence in others if sequence.pages is not None]
+        return rows, others
 
     def _make_room(self, sequence: Sequence) -> bool:
         """A page for the sequence's next token; preempts for it whom the queue policy names. False if it was named.
@@ -191,23 +198,21 @@ class LocalScheduler:
                 return False
         return True
 
-    def _plan_prefill(self) -> list[PlannedRow]:
+    def _plan_prefill(self, others: Iterable[Sequence]) -> list[PlannedRow]:
+        """others: running sequences that do not decode: prompts in computation, and those that are ending."""
         rows: list[PlannedRow] = []
-        budget = self.limits.prefill_tokens
-
-        def full() -> bool:
-            return budget == 0 or len(rows) == self.limits.max_prefill_seqs
-
+        budget, num_rows = self.limits.prefill_tokens, self.limits.max_prefill_seqs  # that are left
         num_free = self.limits.max_num_seqs - len(self.running)
-        for sequence in self.running:
+        for sequence in others:
             num_total = len(sequence.tokens) + sequence.num_pending
             if num_total >= sequence.max_total:
                 num_free += 1
-            if num_total - sequence.num_computed > 1 and not full():
+            if num_total - sequence.num_computed > 1 and budget and num_rows:
                 rows.append(PlannedRow.chunk(sequence, budget))
                 budget -= rows[-1].num_tokens
-        num_free = min(num_free, len(self._slots))
-        if full() or not len(self.queue) or num_free <= 0:
+                num_rows -= 1
+        num_free = min(num_free, len(self._slots), num_rows)
+        if not budget or num_free <= 0 or not len(self.queue):
             return rows
         for sequence in self._matches.take_stale(MAX_REMATCHED):
             self.queue.rematched(sequence)
@@ -223,14 +228,20 @@ class LocalScheduler:
             rows.append(PlannedRow.chunk(sequence, budget))
             budget -= rows[-1].num_tokens
             num_free -= 1
-            if full() or num_free == 0:
+            if not budget or num_free == 0:
                 break
         return rows
 
     def _awaits_page(self, sequence: Sequence) -> bool:
+        if not self._computing:
+            return False
         hashes = sequence.matchable_hashes()
         matched = self._matches.num_pages(sequence)
-        return matched < len(hashes) and hashes[matched] in self._computing
+        if matched == len(hashes):
+            return False
+        page = hashes[matched]
+        # They are few: whose prompt is not computed whole takes all that a step has left, or one of its rows.
+        return any(matched < num and other.hashes()[matched] == page for other, num in self._computing.items())
 
     def _admit(self, sequence: Sequence) -> bool:
         """Pins what is cached and takes pages for the sequence's other tokens. False, and nothing done, if short."""
@@ -252,12 +263,9 @@ class LocalScheduler:
             self.num_prompt_tokens += sequence.num_prompt
             self.num_cached_tokens += sequence.num_cached
             self.queue.served(sequence, extend_tokens=sequence.num_prompt - sequence.num_cached, output_tokens=0)
-        if self.cache.enabled:
-            missing = sequence.hashes()[len(hashes) :]
-            if missing and self.cache.tree.get(missing[-1]) is not None:
-                missing.pop()  # a prompt's last page may be cached, yet is computed
-            for block_hash in missing:
-                self._computing.setdefault(block_hash, sequence)
+        num_full = len(sequence.hashes())
+        if self.cache.enabled and num_full > len(hashes):
+            self._computing[sequence] = num_full
         return True
 
     def _enqueue(self, sequence: Sequence) -> None:
@@ -295,21 +303,14 @@ class LocalScheduler:
         num_full = num_written // self.cache.page_size
         if num_full <= sequence.pages.num_committed or not self.cache.enabled:
             return
-        hashes = sequence.hashes()[:num_full]
-        first = sequence.pages.num_committed
-        self.cache.commit(sequence.pages, hashes)
-        for block_hash in hashes[first:]:
-            self._computing.pop(block_hash, None)  # whoever was to make it: it is there
-
-    def _forget_computing(self, sequence: Sequence, hashes: Iterable[bytes]) -> None:
-        for block_hash in hashes:
-            if self._computing.get(block_hash) is sequence:
-                del self._computing[block_hash]
+        self.cache.commit(sequence.pages, sequence.hashes(), num_full)
+        if num_full >= self._computing.get(sequence, num_full + 1):
+            del self._computing[sequence]
 
     def _free(self, sequence: Sequence) -> None:
         if sequence.pages is None:
             return
-        self._forget_computing(sequence, sequence.hashes()[sequence.pages.num_committed :])
+        self._computing.pop(sequence, None)
         self.cache.release(sequence.pages)
         sequence.pages = None
         self._slots.append(sequence.slot)
@@ -327,26 +328,30 @@ class LocalScheduler:
     # -- endings -----------------------------------------------------------------------------------
 
     def _append(self, sequence: Sequence, made: Seq[int], logprobs: Seq[float], num_planned: int) -> RequestOutput:
-        request, tokens = sequence.request, sequence.tokens
+        tokens, stop_token_ids = sequence.tokens, sequence.request.stop_token_ids
         reason: FinishReason | None = None
-        count = 0
-        for token in made:
-            tokens.append(token)
-            count += 1
-            if token in request.stop_token_ids:
-                reason = "stop"
-                break
+        count = len(made)
+        if stop_token_ids:
+            for place, token in enumerate(made):
+                if token in stop_token_ids:
+                    reason, count = "stop", place + 1
+                    made, logprobs = made[:count], logprobs[:count]
+                    break
+        tokens.extend(made)
+        num_tokens = len(tokens)
         if reason is None:
             if count != num_planned:
-                raise InvariantError(f"request {request.request_id!r}: {count} tokens made, {num_planned} planned")
-            if len(tokens) >= sequence.max_total:
+                raise InvariantError(
+                    f"request {sequence.request.request_id!r}: {count} tokens made, {num_planned} planned"
+                )
+            if num_tokens >= sequence.max_total:
                 reason = "length"
         self.queue.served(sequence, extend_tokens=0, output_tokens=count)
         assert sequence.pages is not None
-        if len(tokens) // self.cache.page_size > sequence.pages.num_committed:
+        if num_tokens // self.cache.page_size > sequence.pages.num_committed:
             # Of one that ends, the last token may never be computed, and those after it do not count.
-            self._commit(sequence, len(tokens) - (reason is not None))
-        output = self._output(sequence, made[:count], logprobs[:count], reason)
+            self._commit(sequence, num_tokens - (reason is not None))
+        output = self._output(sequence, made, logprobs, reason)
         if reason is not None:
             self._forget(sequence)
         return output
@@ -402,8 +407,8 @@ class LocalScheduler:
         pending = sum(sequence.num_pending for sequence in self._sequences.values())
         if pending and not self._num_in_flight:
             raise InvariantError(f"tokens: {pending} are to come from steps in flight, of which there are none")
-        for block_hash, sequence in self._computing.items():
-            if sequence.pages is None or self.cache.tree.get(block_hash) is not None:
+        for sequence, num_full in self._computing.items():
+            if sequence.pages is None or sequence.pages.num_committed >= num_full:
                 raise InvariantError("a page is expected from a sequence that does not run, or is cached already")
         held = sum(len(s.pages.pages) - s.pages.num_committed for s in self.running if s.pages is not None)
         free = self.cache.pool.num_free

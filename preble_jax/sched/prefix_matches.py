@@ -96,7 +96,7 @@ class PrefixMatches:
         return watchers
 
     def _changed(self, hashes: Iterable[bytes]) -> None:
-        if self._watchers.keys().isdisjoint(hashes):
+        if not self._watchers or self._watchers.keys().isdisjoint(hashes):
             return
         for block_hash in hashes:
             watchers = self._watchers.pop(block_hash, None)

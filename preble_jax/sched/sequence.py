@@ -104,8 +104,9 @@ class PlannedRow(NamedTuple):
     @classmethod
     def chunk(cls, sequence: Sequence, max_tokens: int) -> PlannedRow:
         """The next part of a prompt."""
-        count = min(max_tokens, sequence.num_uncomputed)
-        return cls(sequence, sequence.num_computed, count, int(count == sequence.num_uncomputed))
+        start = sequence.num_computed
+        left = len(sequence.tokens) + sequence.num_pending - start
+        return cls(sequence, start, max_tokens, 0) if max_tokens < left else cls(sequence, start, left, 1)
 
     @classmethod
     def decode(cls, sequence: Sequence, num_steps: int) -> PlannedRow:
@@ -125,7 +126,7 @@ class StepPlan:
         self.decode = decode
         self.prefill = prefill
         self.rows = decode + prefill
-        self.num_steps = max([row.num_made for row in decode], default=1)
+        self.num_steps = max([num_made for _, _, _, num_made in decode], default=1)
 
     @property
     def num_prefill_tokens(self) -> int:

@@ -65,10 +65,12 @@ class StepFit:
         """The error of a sum grows as the sum: its square is weighed by 1 / seconds."""
         keep = math.exp(-seconds / self._memory_s)
         scaled = [term * scale for term, scale in zip(terms, self._scale, strict=True)]
-        for i in range(3):
-            self._moment[i] = keep * self._moment[i] + scaled[i]  # * seconds / seconds
-            for j in range(3):
-                self._gram[i][j] = keep * self._gram[i][j] + scaled[i] * scaled[j] / seconds
+        # A moment's term is this, times seconds, by seconds.
+        self._moment = [keep * kept + term for kept, term in zip(self._moment, scaled, strict=True)]
+        self._gram = [
+            [keep * kept + term * other / seconds for kept, other in zip(row, scaled, strict=True)]
+            for row, term in zip(self._gram, scaled, strict=True)
+        ]
         self._steps = keep * self._steps + terms[0]
         self._rows = keep * self._rows + terms[2]
 
@@ -88,8 +90,12 @@ class StepFit:
 
 def solve_nonnegative(gram: list[list[float]], moment: list[float]) -> list[float]:
     """x >= 0 that minimises x' gram x - 2 moment' x, gram positive definite and small: the best of the least-squares
-    solutions of all subsets of coordinates that has no negative one (Lawson and Hanson's problem, by enumeration)."""
+    solutions of all subsets of coordinates that has no negative one (Lawson and Hanson's problem, by enumeration; what
+    is mostly so: that of all coordinates has none, and none is better)."""
     size = len(moment)
+    values = _solve(gram, moment)
+    if min(values) >= 0.0:
+        return values
     best, best_cost = [0.0] * size, 0.0
     for subset in range(1, 1 << size):
         free = [i for i in range(size) if subset >> i & 1]

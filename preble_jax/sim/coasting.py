@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections import Counter
 
 from preble_jax.errors import InvariantError
+from preble_jax.kv.prefix_cache import PrefixCache
 from preble_jax.request import RequestOutput
+from preble_jax.sched.limits import StepLimits
 from preble_jax.sched.local_scheduler import LocalScheduler
 from preble_jax.sched.queues.base import QueuePolicy
 from preble_jax.sched.sequence import Sequence, StepPlan
@@ -21,6 +23,7 @@ from preble_jax.sim.cost.base import StepCost, StepWork
 FIRST_CHUNK, LAST_CHUNK = 6, 48
 """Steps whose times are worked out at once, more each time; those after an arrival are in vain."""
 MIN_STEPS = 4
+_TOKEN = (0,)
 _NO_OUTPUT = RequestOutput(request_id="")
 
 
@@ -28,9 +31,15 @@ class CoastingScheduler(LocalScheduler):
     """The production scheduler, which can also be told that many decode steps were planned, run and settled.
 
     sums_exactly: that tokens are charged one by one or together makes no difference, not even of rounding.
+    ended: what has ended since somebody took it out.
     """
 
     sums_exactly = False
+
+    def __init__(self, limits: StepLimits, cache: PrefixCache, queue: QueuePolicy) -> None:
+        super().__init__(limits, cache, queue)
+        self.ended: list[Sequence] = []
+        self._charges = type(queue).served is not QueuePolicy.served
 
     def num_sure_steps(self, in_flight: StepPlan) -> int:
         """Decode steps that every running sequence takes after `in_flight`, the only plan that is; 0 when something
@@ -43,6 +52,26 @@ class CoastingScheduler(LocalScheduler):
         """Nobody asks for it here."""
         return _NO_OUTPUT
 
+    def _forget(self, sequence: Sequence) -> None:
+        super()._forget(sequence)
+        self.ended.append(sequence)
+
+    def settle_step(self, plan: StepPlan) -> None:
+        """`settle` of a single step, all of whose tokens are 0 and end nothing by themselves."""
+        self._num_in_flight -= 1
+        page_size, charges = self.cache.page_size, self._charges
+        for sequence, _, _, num_made in plan.rows:
+            held = sequence.pages
+            if not num_made or held is None:
+                continue
+            sequence.num_pending -= 1
+            tokens = sequence.tokens
+            num_tokens = len(tokens) + 1
+            if charges or num_tokens >= sequence.max_total or num_tokens // page_size > held.num_committed:
+                self._append(sequence, _TOKEN, (), 1)
+            else:
+                tokens.append(0)
+
     def take_page(self, sequence: Sequence) -> None:
         assert sequence.pages is not None
         if not self.cache.extend(sequence.pages, 1):
@@ -53,7 +82,7 @@ class CoastingScheduler(LocalScheduler):
 
     def serve(self, num_steps: int) -> None:
         """Charges so many steps to the tenants."""
-        if num_steps <= 0 or type(self.queue).served is QueuePolicy.served:
+        if num_steps <= 0 or not self._charges:
             return
         num_calls, num_tokens = (1, num_steps) if self.sums_exactly else (num_steps, 1)
         for _ in range(num_calls):

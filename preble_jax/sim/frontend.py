@@ -97,13 +97,11 @@ class Frontend:
                 max_tokens=request.num_output, temperature=0.0, ignore_eos=True
             )
         name = str(index)
-        # Output that comes back in no prompt is nobody else's: its pages are hashed with a salt of their own.
         inside = Request(
             request_id=name,
             prompt_token_ids=bytes(request.num_prompt),
             sampling=sampling,
             tenant=request.tenant,
-            cache_salt=name.encode(),
             block_hashes=hashes,
         )
         placed = PlaceRequest(

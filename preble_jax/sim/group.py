@@ -22,7 +22,6 @@ from preble_jax.sim.record import GroupRecord
 from preble_jax.sim.step_ledger import StepLedger
 
 _TOKEN = (0,)  # what every step makes: which token it is concerns nobody here
-_LOGPROB = (0.0,)
 
 
 class Listener(Protocol):
@@ -257,17 +256,17 @@ class SimGroup:
 
     def _settle(self, done: _Dispatch, now: float) -> None:
         self.ledger.count(done.plan, done.busy_s)
-        rows = done.plan.rows
         if done.plan.num_steps == 1:
-            self.scheduler.settle(done.plan, [_TOKEN] * len(rows), [_LOGPROB] * len(rows))
+            self.scheduler.settle_step(done.plan)
         else:
-            made = [_TOKEN * row.num_made for row in rows]
+            made = [_TOKEN * row.num_made for row in done.plan.rows]
             self.scheduler.settle(done.plan, made, made)
         if self._tokenless:
             self._hear_first_tokens(now)
-        for sequence, _, _, num_made in rows:
-            if sequence.pages is None and num_made:
-                self.ledger.record.num_requests += 1
+        if ended := self.scheduler.ended:
+            self.scheduler.ended = []
+            self.ledger.record.num_requests += len(ended)
+            for sequence in ended:
                 self._listener.ended(self.attempts.pop(sequence.request.request_id), sequence, now)
 
     def _hear_first_tokens(self, now: float) -> None:

@@ -5,8 +5,9 @@ and that token's place in the block, whatever the sizes of pages and blocks. Pag
 by their request. 16 bytes, as preble_jax.kv.hashing makes them.
 
 What a request says comes back in the prompt that follows it, and is named there: its pages have these names from the
-beginning. A prompt contains what it follows if it begins with the same blocks and is long enough for prompt and output;
-where answers, or parts of them, are left out of the conversation, it is shorter.
+beginning. Output that comes back in no prompt is named by its request: it is nobody else's. A prompt contains what it
+follows if it begins with the same blocks and is long enough for prompt and output; where answers, or parts of them, are
+left out of the conversation, it is shorter.
 """
 
 from __future__ import annotations
@@ -31,21 +32,19 @@ class PageHashes:
         for request in workload.requests:
             if request.follows is not None and _contains(request, workload.requests[request.follows]):
                 self._continued.setdefault(request.follows, request)
-        longest = max((request.num_prompt for request in workload.requests), default=0)
+        longest = max((request.num_prompt + request.num_output for request in workload.requests), default=0)
         last = np.arange(1, longest // page_size + 1, dtype=np.int64) * page_size - 1  # each page's last token
         self._block_of, self._place_of = np.divmod(last, workload.block_size)
         self._number_of = np.arange(len(last), dtype=np.int64)
 
     def of(self, index: int) -> tuple[bytes, ...]:
-        """Names of the full pages of the prompt of request number `index`, then of those of its output that a later
-        prompt names."""
+        """Names of the full pages of prompt and output of request number `index`."""
         request = self._requests[index]
-        num_pages = request.num_prompt // self._page_size
-        blocks, num_named = request.blocks, num_pages
+        num_pages = (request.num_prompt + request.num_output) // self._page_size
+        blocks, num_named = request.blocks, request.num_prompt // self._page_size
         if (later := self._continued.get(index)) is not None:
-            blocks, num_named = later.blocks, (request.num_prompt + request.num_output) // self._page_size
+            blocks, num_named = later.blocks, num_pages
         num_covered = min(len(blocks) * self._block_size // self._page_size, num_named)
-        num_pages = max(num_pages, num_covered)
         names = np.empty((num_pages, 2), np.int64)
         if num_covered:
             names[:num_covered, 0] = np.array(blocks, np.int64)[self._block_of[:num_covered]]

@@ -50,8 +50,8 @@ class StepLedger:
         """Seconds of all steps of a dispatch that was just planned."""
         decode = plan.decode
         unique = (cache.pool.num_pages - cache.num_available) * cache.page_size
-        chunks = [(row.num_tokens, row.start + row.num_tokens) for row in plan.prefill]
-        context = sum([row.start for row in decode]) + len(decode)
+        chunks = [(num_tokens, start + num_tokens) for _, start, num_tokens, _ in plan.prefill]
+        context = sum([start for _, start, _, _ in decode]) + len(decode)
         seconds = self.cost.step_s(StepWork(len(decode), context, chunks, unique))
         for step in range(1, plan.num_steps):
             rows = [row for row in decode if row.num_made > step]

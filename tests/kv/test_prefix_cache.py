@@ -17,6 +17,10 @@ from preble_jax.kv.radix import RadixTree
 NUM_PAGES = 12
 
 
+def cached_hashes(tree):
+    return {block_hash for node in tree for block_hash in node.hashes}
+
+
 class NaiveCache:
     """Which prefixes (tuples of tokens, page size 1) are cached, and when each was last used."""
 
@@ -119,13 +123,13 @@ class CacheMachine(RuleBasedStateMachine):
     def adds_up(self):
         self.cache.validate()
         cached = {self.hashes(prefix)[-1] for prefix in self.naive.last_used}
-        assert {node.block_hash for node in self.cache.tree} == cached
+        assert cached_hashes(self.cache.tree) == cached
 
     @invariant()
     def no_page_has_two_writers(self):
         private = [page for _, pages, _ in self.held for page in pages.pages[pages.num_committed :]]
         assert len(private) == len(set(private))
-        assert not set(private) & {node.page for node in self.cache.tree}
+        assert not set(private) & {page for node in self.cache.tree for page in node.pages}
 
     @invariant()
     def events_tell_the_whole_story(self):
@@ -140,7 +144,7 @@ class CacheMachine(RuleBasedStateMachine):
             else:
                 assert isinstance(event, AllCleared)
                 self.mirror = set()
-        assert self.mirror == {node.block_hash for node in self.cache.tree}
+        assert self.mirror == cached_hashes(self.cache.tree)
 
     def teardown(self):
         for _, pages, _ in self.held:
@@ -200,58 +204,110 @@ def test_a_switched_off_cache_shares_nothing():
 
 def test_hot_leaves_do_not_pile_up_in_the_eviction_heap():
     tree = RadixTree()
-    node = tree.insert(b"a", None, 0)
+    node = tree.grow(tree.root, [b"a"], [7])
+    tree.unpin(node)
     for _ in range(10_000):
         tree.pin(node)
         tree.unpin(node)
     assert len(tree._evictable) < 200
-    assert tree.evict() == [node]
+    assert tree.evict() == ([7], [b"a"])
 
 
 def small_tree(draw):
-    """A tree of chains, some of them pinned, some used again."""
-    tree, hashes, changes = RadixTree(), [], []
+    """A tree of chains, some of them pinned, some used again. Returns (tree, changes it told of, chains by page)."""
+    tree, paths, changes = RadixTree(), [], []
     tree.on_change = changes.extend
     for number, (parent, length, used) in enumerate(draw):
-        above = tree.get(hashes[parent % len(hashes)]) if hashes and parent % 3 else None
+        above = paths[parent % len(paths)] if paths and parent % 3 else []
         chain = [bytes([number, i]) for i in range(length)]
-        if above is not None:
-            tree.pin(above)
-        leaf = tree.grow(chain, above, [len(hashes) + i for i in range(length)])
-        hashes += chain
-        if above is not None:
-            tree.unpin(above)
+        node = tree.end_at(*tree.find(above))
+        tree.pin(node)
+        moves_pin = bool(parent % 2)
+        leaf = tree.grow(node, chain, [len(paths) + i for i in range(length)], moves_pin=moves_pin)
+        paths += [above + chain[: i + 1] for i in range(length)]
+        if not moves_pin:
+            tree.unpin(node)
         if number % 5:
             tree.unpin(leaf)
-        inner = tree.get(hashes[used % len(hashes)])
+        inner = tree.end_at(*tree.find(paths[used % len(paths)]))
         tree.pin(inner)
         tree.unpin(inner)
     tree.validate()
-    return tree, changes
+    return tree, changes, paths
+
+
+trees = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 5), st.integers(0, 50)), min_size=1, max_size=12)
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    draw=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 5), st.integers(0, 50)), min_size=1, max_size=12),
-    num=st.integers(0, 40),
-)
+@given(draw=trees, num=st.integers(0, 40))
 def test_many_pages_are_evicted_as_one_by_one(draw, num):
-    (together, told), (single, told_singly) = small_tree(draw), small_tree(draw)
-    victims = [node.block_hash for node in together.evict(num)]
-    one_by_one = [node.block_hash for _ in range(num) for node in single.evict()]
-    assert victims == one_by_one
+    (together, told, _), (single, told_singly, _) = small_tree(draw), small_tree(draw)
+    pages, hashes = together.evict(num)
+    one_by_one = [single.evict() for _ in range(num)]
+    assert pages == [page for pages, _ in one_by_one for page in pages]
+    assert hashes == [block_hash for _, hashes in one_by_one for block_hash in hashes]
     assert told == told_singly
-    assert len(victims) == num or together.num_evictable == 0
+    assert len(hashes) == num or together.num_evictable == 0
     together.validate()
     single.validate()
-    assert [node.block_hash for node in together.evict(99)] == [n.block_hash for _ in range(99) for n in single.evict()]
+    assert together.evict(99)[1] == [h for _ in range(99) for h in single.evict()[1]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(draw=trees, num=st.integers(0, 40))
+def test_every_page_is_found_under_its_path_and_no_other(draw, num):
+    tree, _, paths = small_tree(draw)
+    gone = set(tree.evict(num)[1])
+    for page, path in enumerate(paths):
+        kept = [block_hash for block_hash in path if block_hash not in gone]
+        node, depth = tree.find([*path, b"unknown"])
+        assert (path[:depth], depth) == (kept, len(kept))
+        if path == kept:
+            assert tree.path(node)[depth - 1] == page
+            assert tree.path(tree.end_at(node, depth))[-1] == page
+            tree.validate()
+
+
+@settings(max_examples=100, deadline=None)
+@given(draw=trees, num=st.integers(0, 40))
+def test_chains_name_all_pages_in_the_order_in_which_they_came(draw, num):
+    tree, _, paths = small_tree(draw)
+    gone = set(tree.evict(num)[1])
+    expected, last = [], None
+    for path in paths:
+        if path[-1] in gone:
+            continue
+        above = path[-2] if len(path) > 1 else None
+        if above is None or above != last:
+            expected.append(([], above))
+        expected[-1][0].append(path[-1])
+        last = path[-1]
+    assert list(tree.chains()) == expected
+
+
+def test_a_chain_that_one_request_computes_is_one_run():
+    cache = PrefixCache(16, 1)
+    prompt = block_hashes(list(range(10)), 1)
+    held = cache.open(prompt)
+    assert cache.extend(held, 10)
+    for num_full in (3, 4, 9):
+        cache.commit(held, prompt, num_full)
+        assert [node.hashes for node in cache.tree] == [prompt[:num_full]]
+    other = cache.open(prompt[:5])
+    assert sorted(node.hashes for node in cache.tree) == sorted([prompt[:5], prompt[5:9]])
+    cache.release(held)
+    cache.release(other)
+    assert cache.extend(cache.open([]), 13)
+    assert [node.hashes for node in cache.tree] == [prompt[:3]]
+    assert cache.events.take().events[-1] == BlocksRemoved(tuple(reversed(prompt[3:9])))
 
 
 def test_a_chain_is_not_grown_where_it_is():
     tree = RadixTree()
-    tree.grow([b"a", b"b"], None, [0, 1])
+    tree.grow(tree.root, [b"a", b"b"], [0, 1])
     with pytest.raises(InvariantError, match="page 2 inserted under a hash that page 0 has"):
-        tree.grow([b"a", b"c"], None, [2, 3])
+        tree.grow(tree.root, [b"a", b"c"], [2, 3])
     tree.validate()
 
 

@@ -42,7 +42,7 @@ def make(max_blocks: int = 10**9) -> Forest:
 
 
 def all_nodes(forest: Forest) -> list[Node]:
-    return sorted({id(node): node for node in forest.tree.node_of.values()}.values(), key=lambda node: node.hashes)
+    return sorted({forest.tree.node_of(block) for block in forest.tree.blocks}, key=lambda node: node.hashes)
 
 
 class Pair:
@@ -100,7 +100,7 @@ class Pair:
     def check(self) -> None:
         validate_forest(self.real)
         real, model = self.real, self.model
-        assert set(real.tree.node_of) == set(model.known)
+        assert set(real.tree.blocks) == set(model.known)
         for slot in range(NUM_SLOTS):
             assert real.blocks(slot) == model.holds(slot)
             assert real.blocks(slot, confirmed_only=True) == model.holds(slot, confirmed_only=True)
@@ -159,7 +159,7 @@ def test_everything_leaves(history: list[tuple]) -> None:
     for slot in range(NUM_SLOTS):
         pair.clear(slot)
     pair.check()
-    assert not pair.real.tree.node_of and not pair.real.tree.root.children
+    assert not pair.real.tree.blocks and not pair.real.tree.root.children
 
 
 def test_nodes_split_at_a_difference_and_merge_again() -> None:
@@ -254,7 +254,7 @@ def test_validate_sees_damage() -> None:
         all_nodes(forest)[0].last[0] = 0
 
     def damage_index(forest: Forest) -> None:
-        forest.tree.node_of.popitem()
+        all_nodes(forest)[0].spans[0].node = all_nodes(forest)[1]
 
     for damage in (damage_count, damage_mask, damage_order, damage_index):
         forest = make()

@@ -101,7 +101,7 @@ class LateDevice:
         live = [row.sequence for row in plan.decode]
         assert len(live) <= self.scheduler.limits.max_num_seqs
         assert plan.num_steps == 1 or not plan.prefill
-        cached = {node.page for node in self.scheduler.cache.tree}
+        cached = {page for node in self.scheduler.cache.tree for page in node.pages}
         jobs = []
         for row in plan.rows:
             sequence = row.sequence
@@ -133,10 +133,10 @@ class LateDevice:
         busy = {page for _, jobs in self.in_flight for job in jobs for page in job.written}
         for node in self.scheduler.cache.tree:
             path = self.scheduler.cache.tree.path(node)
-            if not busy.isdisjoint(path):
-                continue
-            tokens = [self.written[page, i] for page in path for i in range(PAGE)]
-            assert block_hashes(tokens, PAGE)[-1] == node.block_hash, "a cached page holds other tokens than its hash's"
+            num_written = next((place for place, page in enumerate(path) if page in busy), len(path))
+            tokens = [self.written[page, i] for page in path[:num_written] for i in range(PAGE)]
+            found = block_hashes(tokens, PAGE)[node.start :]
+            assert found == node.hashes[: len(found)], "a cached page holds other tokens than its hash's"
 
     def run(self, depth=1, max_steps=1):
         for _ in range(3000):

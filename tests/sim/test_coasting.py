@@ -29,7 +29,7 @@ def run(workload, cost, **changes):
     for group in simulator.groups:
         if group.up:
             known = simulator.scheduler.blocks(group.name, confirmed_only=True)
-            held = [node.block_hash for node in group.cache.tree]
+            held = list(group.cache.tree.chains())
             deficits = dict(group.scheduler.tenant_deficits())
             state.append((known, held, group.ledger.totals, deficits))
     return outcome, state

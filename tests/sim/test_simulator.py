@@ -61,7 +61,7 @@ def believed(simulator):
     for group in simulator.groups:
         if group.up:
             confirmed = simulator.scheduler.blocks(group.name, confirmed_only=True)
-            yield confirmed, {node.block_hash for node in group.cache.tree}
+            yield confirmed, {block_hash for node in group.cache.tree for block_hash in node.hashes}
 
 
 @settings(max_examples=60, deadline=None)

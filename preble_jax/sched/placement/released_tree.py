@@ -62,11 +62,12 @@ class ReleasedTree:
         it returned."""
         tree = self._tree
         depth = tree.depth_of(hashes)
-        node = tree.node_of[hashes[depth - 1]] if depth else tree.root
+        node = tree.node_of(hashes[depth - 1]) if depth else tree.root
+        assert node is not None
         is_chain = not depth or (
             node.start < depth <= node.end and node.hashes[depth - 1 - node.start] == hashes[depth - 1]
         )
-        if not is_chain or not tree.node_of.keys().isdisjoint(hashes[depth:]):
+        if not is_chain or not tree.blocks.isdisjoint(hashes[depth:]):
             return tree.root
         if node is not tree.root:
             upper = tree.end_at(node, depth)
