@@ -142,7 +142,7 @@ def tournament_at_once(document: Mapping[str, Any]) -> str:
     lines = []
     for mine in select(document["at_once"], placement=DEFAULT):
         cells = [mine["workload"], f"{mine['requests']:,}"]
-        for measure, form in (("throughput_per_s", ".1f"), ("ttft_p99_s", ".2f"), ("ttft_mean_s", ".2f")):
+        for measure, form in (("throughput_per_s", ".1f"), ("ttft_p99_s", ".2f"), ("ttft_mean_s", ".3f")):
             found = mine[measure]
             over = found["over_best_baseline"]
             cells += [
