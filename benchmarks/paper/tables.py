@@ -152,6 +152,27 @@ def tournament_fixed(document: Mapping[str, Any]) -> str:
     return table(["workload", "rate", "p99 TTFT of the default, s", "of E2", "of the best other"], lines)
 
 
+def tournament_at_once(document: Mapping[str, Any]) -> str:
+    """Cases without a capacity: of each measure the default's, how many times better it is than E2's, and than the best
+    other one's."""
+    lines = []
+    for mine in select(document["at_once"], placement=DEFAULT):
+        cells = [mine["workload"], f"{mine['requests']:,}"]
+        for measure, form in (("throughput_per_s", ".1f"), ("ttft_p99_s", ".2f"), ("ttft_mean_s", ".3f")):
+            found = mine[measure]
+            over = found["over_best_baseline"]
+            cells += [
+                _spread(found["mean"], form),
+                f"{found['over_e2'][0]:.2f}",
+                f"{found['best_baseline']} {over[0]:.2f}",
+            ]
+        lines.append(cells)
+    head = ["all at once", "requests"]
+    for measure in ("requests/s", "p99 TTFT, s", "mean TTFT, s"):
+        head += [measure, "over E2", "over the best other"]
+    return table(head, lines)
+
+
 def scale(document: Mapping[str, Any]) -> str:
     """Latency, hit ratio and the scheduler's own time by number of groups."""
     lines = []
@@ -179,7 +200,7 @@ def _spread(value: Sequence[float], form: str) -> str:
 
 TABLES = (
     ("validation_epyc_2core", (truth,)),
-    ("tournament", (tournament, tournament_totals, tournament_fixed)),
+    ("tournament", (tournament, tournament_totals, tournament_fixed, tournament_at_once)),
     ("default_ablation", (ablation,)),
     ("preble_figure3", (figure3,)),
     ("figure4", (figure4,)),

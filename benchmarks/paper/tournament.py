@@ -6,7 +6,9 @@ Four groups of Mistral-7B on an A6000 (198,516 tokens of keys and values each). 
 which 99 of 100 requests have their first token within the SLO: 5 s, or five times what a prompt of mean length takes
 alone and uncached, or 1.5 times what one of the longest percent takes, whatever is most. No policy is tuned for a
 workload; each has the queue that it is published with, or all have --queue. The fixed rate of a workload is E2's
-capacity. Traces that are too short to overload four groups at any rate have neither. Where the requests at E2's or the
+capacity. A case of so few requests that some policy serves them at any rate has neither; there, all of them come at
+once, and measured is how soon they are served: requests a second until the last has ended, and the times to the first
+token. Where the requests at E2's or the
 default's capacity have all come before the first can be late, it says how fast a burst drains: such cases are marked,
 and count in the totals that end in `_with_bursts` only.
 """
@@ -38,6 +40,8 @@ TOLERANCE = 0.03
 UNBOUNDED = MOST_RATE / 10
 LEAST_SLO_S, ALONE_FACTOR, LONG_FACTOR = 5.0, 5.0, 1.5
 FIXED = (1.0,)  # of E2's capacity
+# Of a case without a capacity, and whether more is better.
+AT_ONCE = (("throughput_per_s", True), ("ttft_p99_s", False), ("ttft_mean_s", False))
 LONGEST_S = 600.0
 E2, DEFAULT = "e2", "default"
 POLICIES = tuple(
@@ -118,7 +122,9 @@ def capacity_rows(rows: Sequence[Row], chosen: Sequence[Case], policies: Sequenc
         of_case = select(rows, workload=case.name)
         lasting = {each.name: _mean_lasts(select(of_case, placement=each.placement)) for each in policies}
         burst = any(lasting.get(name) is not None and lasting[name] < 1.0 for name in (E2, DEFAULT))
-        compared = {} if any(row["capacity"] > UNBOUNDED for row in of_case) else _compare(of_case, policies)
+        compared = {}
+        if not any(row["capacity"] > UNBOUNDED for row in of_case):
+            compared = _compare(_by_seed(of_case, [row["capacity"] for row in of_case], policies))
         for each in policies:
             capacity, over_e2, best, over_best = compared.get(each.name, (None,) * 4)
             found.append(
@@ -137,18 +143,26 @@ def capacity_rows(rows: Sequence[Row], chosen: Sequence[Case], policies: Sequenc
     return found
 
 
-def _compare(of_case: Sequence[Row], policies: Sequence[Policies]) -> dict[str, tuple[Any, ...]]:
-    """Of each policy: capacity, over E2's, the best other policy, over that one's."""
-    by_seed = {
-        each.name: {row["seed"]: row["capacity"] for row in select(of_case, placement=each.placement)}
-        for each in policies
-    }
+def _by_seed(rows: Sequence[Row], values: Sequence[float], policies: Sequence[Policies]) -> dict[str, dict[int, float]]:
+    """Of each policy: the values, one a row, by the row's seed."""
+    found: dict[str, dict[int, float]] = {each.name: {} for each in policies}
+    names = {each.placement: each.name for each in policies}
+    for row, value in zip(rows, values, strict=True):
+        found[names[row["placement"]]][row["seed"]] = value
+    return found
+
+
+def _compare(by_seed: Mapping[str, Mapping[int, float]], more_is_better: bool = True) -> dict[str, tuple[Any, ...]]:
+    """Of each policy: mean and half-width, over E2's, the best other policy, over that one's; ratios above 1: better
+    than that one."""
     means = {name: mean_and_half_width(list(seeds.values())) for name, seeds in by_seed.items()}
     found = {}
     for name, spread in means.items():
         rivals = [rival for rival in means if rival not in (name, DEFAULT)]
-        best = max(rivals, key=lambda rival: means[rival][0], default=None)
-        over_e2, over_best = (_over(by_seed[name], by_seed.get(rival or "", {})) for rival in (E2, best))
+        sign = 1 if more_is_better else -1
+        best = max(rivals, key=lambda rival: sign * means[rival][0], default=None)
+        pairs = [(by_seed[name], by_seed.get(rival or "", {})) for rival in (E2, best)]
+        over_e2, over_best = (_over(mine, other) if more_is_better else _over(other, mine) for mine, other in pairs)
         found[name] = ([rounded(value) for value in spread], over_e2, best, over_best)
     return found
 
@@ -189,6 +203,39 @@ def fixed_rows(rows: Sequence[Row], chosen: Sequence[Case], policies: Sequence[P
                     for measure in measures
                 }
                 found.append({"workload": case.name, "rate": rate, "placement": each.name, **spread})
+    return found
+
+
+def at_once_jobs(
+    capacities: Sequence[dict[str, Any]], chosen: Sequence[Case], policies: Sequence[Policies], num_seeds: int
+) -> list[Job]:
+    """All requests at once, of every case that has no capacity."""
+    without = {row["workload"] for row in capacities if row["capacity"] is None}
+    return [
+        case.job(each, seed, MOST_RATE)
+        for case in chosen
+        if case.name in without
+        for each in policies
+        for seed in range(num_seeds)
+    ]
+
+
+def at_once_rows(rows: Sequence[Row], policies: Sequence[Policies]) -> list[dict[str, Any]]:
+    """A row a case and policy. Of each measure: mean and half of the 95% interval, how many times better than E2's it
+    is, the best other policy, and how many times better than that one's."""
+    found = []
+    for name in dict.fromkeys(row["workload"] for row in rows):
+        of_case = select(rows, workload=name)
+        compared = {
+            measure: _compare(_by_seed(of_case, [row["summary"][measure] for row in of_case], policies), more_is_better)
+            for measure, more_is_better in AT_ONCE
+        }
+        for each in policies:
+            row = {"workload": name, "placement": each.name, "requests": of_case[0]["summary"]["requests"]}
+            for measure, of_policies in compared.items():
+                names = ("mean", "over_e2", "best_baseline", "over_best_baseline")
+                row[measure] = dict(zip(names, of_policies[each.name], strict=True))
+            found.append(row)
     return found
 
 
@@ -250,10 +297,12 @@ def main(arguments: argparse.Namespace) -> None:
                 for seed in range(arguments.seeds)
             ]
             fixed = run_grid(runs, workers, file, progress)
+        once = run_grid(at_once_jobs(capacities, chosen, policies, arguments.seeds), workers, file, progress)
     document = {
         "totals": totals(capacities, policies),
         "capacities": capacities,
         "fixed_rates": fixed_rows(fixed, chosen, policies),
+        "at_once": at_once_rows(once, policies),
     }
     save("tournament", arguments, document, panels(capacities, chosen))
     for row in document["totals"]:

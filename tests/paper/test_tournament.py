@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.paper.tournament import DEFAULT, E2, POLICIES, Case, capacity_rows, totals
+from benchmarks.paper.tournament import DEFAULT, E2, POLICIES, Case, at_once_jobs, at_once_rows, capacity_rows, totals
 from preble_jax.sim.rate_search import MOST_RATE
 from preble_jax.sim.scenario import Source
 from preble_jax.sim.slo import Target
@@ -82,3 +82,34 @@ def test_totals_leave_bursts_out_and_say_what_they_are_with_them(table: list[dic
     assert (mine["worst_over_best_baseline"][0], mine["worst_over_best_baseline_with_bursts"][0]) == (1.6, 0.4)
     (none, *_) = totals([row for row in table if row["burst"]], CHOSEN)
     assert (none["over_e2"], none["worst_over_best_baseline"], none["worst_workload"]) == (None, None, None)
+
+
+def test_cases_without_a_capacity_are_measured_all_at_once(table: list[dict[str, Any]]) -> None:
+    cases = [
+        Case(name=name, source=Source(workload="chat", rate=1.0), target=Target.parse("ttft_p99=5")) for name in TRUTH
+    ]
+    jobs = at_once_jobs(table, cases, CHOSEN, 2)
+    assert len(jobs) == len({job.key for job in jobs}) == 2 * len(CHOSEN), "of the endless one"
+    assert {job.target for job in jobs} == {None} and {job.scenario.source.rate for job in jobs} == {MOST_RATE}
+    served = {
+        DEFAULT: [(30.0, 2.0), (50.0, 2.0)],
+        E2: [(20.0, 3.0), (20.0, 1.0)],
+        "lmetric": [(24.0, 1.0), (26.0, 2.0)],
+    }
+    rows = [
+        {
+            "workload": "endless",
+            "placement": placement,
+            "seed": seed,
+            "summary": {"requests": 9, "throughput_per_s": rate, "ttft_p99_s": late_s, "ttft_mean_s": late_s / 2},
+        }
+        for placement, seeds in served.items()
+        for seed, (rate, late_s) in enumerate(seeds)
+    ]
+    mine, e2, _ = at_once_rows(rows, CHOSEN)
+    assert (mine["placement"], mine["requests"], mine["throughput_per_s"]["mean"][0]) == (DEFAULT, 9, 40.0)
+    assert mine["throughput_per_s"]["over_e2"][0] == 2.0 and mine["throughput_per_s"]["over_best_baseline"][0] == 1.6
+    late = mine["ttft_p99_s"]
+    assert (late["mean"], late["over_e2"][0], late["best_baseline"]) == ([2.0, 0.0], 1.0, "lmetric"), "less is better"
+    assert late["over_best_baseline"] == [0.75, pytest.approx(0.25 * 12.706, rel=1e-3)], "1 / 2 and 2 / 2"
+    assert e2["ttft_mean_s"]["over_best_baseline"] == [0.75, pytest.approx(5 / 6 * 12.706, rel=1e-3)]
