@@ -6,7 +6,7 @@ from __future__ import annotations
 from itertools import cycle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fakes.token_device import TokenDevice, request
@@ -213,6 +213,7 @@ def test_weights_are_shares():
 
 
 @settings(max_examples=150, deadline=None)
+@example("dlpm", [[("f", (0, 5, 1)), ("f", (1, 4, 1)), ("f", (1, 8, 1))]], 1.0, 8)
 @given(
     st.sampled_from(POLICIES),
     st.lists(st.lists(st.tuples(st.sampled_from("fghi"), job), max_size=5), min_size=1, max_size=12),
@@ -251,9 +252,9 @@ def test_no_room_is_left_while_somebody_could_run(policy, arrivals, quantum, pre
 
 
 def _awaited_in(plan, sequence):
-    """Some row of the plan computes a page of `sequence`'s prompt."""
+    """Some row of the plan computes a page of `sequence`'s prompt. A prompt's last token alone is a row that decodes."""
     mine = set(sequence.matchable_hashes())
-    return any(mine & set(row.sequence.hashes()[row.start // PAGE :]) for row in plan.prefill)
+    return any(mine & set(row.sequence.hashes()[row.start // PAGE :]) for row in plan.rows)
 
 
 @settings(max_examples=150, deadline=None)
