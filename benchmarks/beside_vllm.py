@@ -86,12 +86,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args()
+    try:
+        workloads = [workload_of(text, arguments.seed) for text in arguments.workloads]
+    except InvalidRequestError as error:
+        parser.error(str(error))
     seconds: dict[str, dict[str, list[float]]] = {OURS: defaultdict(list), PEER: defaultdict(list)}
     engines = ((arguments.vllm, PEER, arguments.weights), (sys.executable, OURS, arguments.model))
     with TemporaryDirectory() as folder:
         files = []
-        for number, text in enumerate(arguments.workloads):
-            workload = workload_of(text, arguments.seed)
+        for number, workload in enumerate(workloads):
             files.append(Path(folder, f"{number}.json"))
             kept = {"name": workload.name, "max_tokens": workload.max_tokens, "prompts": workload.prompts}
             files[-1].write_text(json.dumps(kept))

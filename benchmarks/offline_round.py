@@ -1,5 +1,5 @@
-"""Serves workload files once each, offline, all prompts at once, and prints a line of JSON for each: what beside_vllm.py
-runs, with either engine's interpreter.
+"""Serves workload files once each, offline, all prompts at once, and prints a line of JSON for each: what
+beside_vllm.py runs, with either engine's interpreter.
 
     PYTHON offline_round.py {preble-jax,vllm} MODEL WORKLOAD.json ...
 """
