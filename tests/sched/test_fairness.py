@@ -252,7 +252,7 @@ def test_no_room_is_left_while_somebody_could_run(policy, arrivals, quantum, pre
 
 
 def _awaited_in(plan, sequence):
-    """Some row of the plan computes a page of `sequence`'s prompt. The last token of one alone is a row that decodes."""
+    """Some row of the plan computes a page of `sequence`'s prompt. Its last token alone is a row that decodes."""
     mine = set(sequence.matchable_hashes())
     return any(mine & set(row.sequence.hashes()[row.start // PAGE :]) for row in plan.rows)
 
