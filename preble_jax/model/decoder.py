@@ -288,7 +288,8 @@ def _rotate_and_write(
     if first_page is not None and call.num_pages is not None:
         page_size = kv_pages.shape[3]
         nowhere = kv_pages.shape[0] * page_size
-        slots = jnp.where(slots < call.num_pages * page_size, slots + first_page * page_size, nowhere)
+        is_somewhere = (slots >= 0) & (slots < call.num_pages * page_size)
+        slots = jnp.where(is_somewhere, slots + first_page * page_size, nowhere)  # else it would be another layer's
     return q, write_kv(kv_pages, k, v, slots, backend=call.backend)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from preble_jax.config import SchedSettings
@@ -23,11 +26,11 @@ def make_cost(prompt_s: float, num_neighbours: int = 1, crowded: float = 2.0) ->
     return ProfiledCost(name="alone", engine=SHAPE, steps=alone, crowding=Crowding(beside, num_neighbours))
 
 
-def run(arrivals_s: list[float], cost: ProfiledCost, num_output: int = 1, **settings: object) -> SimResult:
+def run(arrivals_s: list[float], cost: ProfiledCost, num_output: int = 1, **settings: Any) -> SimResult:
     """Each request to the next group in turn; with one output token it is one step."""
     requests = [SimRequest(arrival_s=at_s, num_prompt=20, num_output=num_output) for at_s in arrivals_s]
-    base = {"num_groups": 2, "groups_per_host": 2, "sched": SchedSettings(placement="round_robin")}
-    simulator = Simulator(SimSettings(**{**base, **settings}), cost)  # type: ignore[arg-type]
+    pair = SimSettings(num_groups=2, groups_per_host=2, sched=SchedSettings(placement="round_robin"))
+    simulator = Simulator(replace(pair, **settings), cost)
     result = simulator.run(Workload(name="by hand", block_size=16, requests=requests))
     simulator.validate()
     return result
